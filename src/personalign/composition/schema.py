@@ -1,0 +1,208 @@
+"""Types of everything in a composition that is no part, and the check of parts against their classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from personalign.composition.home import nearest
+from personalign.composition.parts import Group, groups, view
+from personalign.contracts import Fraction, NaturalInt, NonNegativeFloat, Placement, PositiveInt, UserError
+
+MISSING = "???"
+OVERLAYS = ("scale", "debug")
+TYPES = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "none_required": "null",
+}
+SHORTER = {"greater than or equal to": "at least", "less than or equal to": "at most"}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class SamplingValues(_Strict):
+    """How tokens are drawn (see types.Sampling)."""
+
+    temperature: NonNegativeFloat
+    top_k: NaturalInt
+    top_p: Fraction
+    max_new_tokens: PositiveInt
+    n: PositiveInt
+
+
+class DecodingValues(_Strict):
+    """How requests are grouped; no result depends on it."""
+
+    batch_size: PositiveInt
+
+
+class RequestValues(_Strict):
+    """Which held-out requests are asked."""
+
+    limit: PositiveInt | None
+
+
+class PromptValues(_Strict):
+    """Templates that several generation parts share."""
+
+    preference: str
+    placement: Placement
+
+
+class PathValues(_Strict):
+    """Where things are written."""
+
+    runs: str
+    cache: str
+
+
+class TrainerValues(_Strict):
+    """Devices, and how processes share the work."""
+
+    accelerator: Literal["cpu", "gpu"]
+    strategy: Literal["none", "ddp", "deepspeed"]
+    devices: PositiveInt
+    num_nodes: PositiveInt
+    process_group_backend: Literal["gloo", "nccl"] | None
+    zero_stage: Literal[1, 2, 3] | None
+    offload: bool
+
+
+class LoggerValues(_Strict):
+    """Where curves and tables are sent."""
+
+    kind: Literal["none", "csv", "wandb"]
+    project: str
+    entity: str | None
+    offline: bool
+
+
+class Values(_Strict):
+    """The top level of a composition without its parts."""
+
+    name: str | None
+    seed: NaturalInt
+    precision: Literal["bf16", "fp32"]
+    devices: PositiveInt
+    rounds: NaturalInt
+    sampling: SamplingValues
+    decoding: DecodingValues
+    requests: RequestValues
+    prompts: PromptValues
+    paths: PathValues
+    trainer: TrainerValues
+    logger: LoggerValues
+    choices: dict[str, str | list[str] | None]
+
+
+def slots() -> dict[str, Group]:
+    """The groups that hold parts, by the key under which a composition has them."""
+    others = (*Values.model_fields, *OVERLAYS)
+    return {group.slot: group for group in groups().values() if group.slot not in others}
+
+
+def nodes(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The node of every part by its dotted place: `generation`, `memory.bm25`; absent slots are left out."""
+    found: dict[str, Any] = {}
+    for slot, group in slots().items():
+        if slot not in tree:
+            continue
+        if group.many and isinstance(tree[slot], Mapping):
+            found |= {f"{slot}.{choice}": node for choice, node in tree[slot].items()}
+        else:
+            found[slot] = tree[slot]
+    return found
+
+
+def check_values(tree: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """Problems of all that is no part, and its values brought to their types."""
+    rest = {key: value for key, value in tree.items() if key not in slots()}
+    lacking = list(missing(rest))
+    try:
+        return lacking, Values.model_validate(rest).model_dump()
+    except ValidationError as error:
+        return [*dict.fromkeys([*lacking, *describe(error, rest, known=Values.model_fields)])], rest
+
+
+def check_part(place: str, node: Any) -> tuple[list[str], dict[str, Any]]:
+    """Problems of one part's node against its class, and its values brought to their types."""
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        return [f"{place}: a part with a _target_ is expected"], {}
+    given = {key: value for key, value in node.items() if key != "_target_"}
+    try:
+        params = view(str(node["_target_"])).params if node["_target_"] else {}
+    except UserError as error:
+        return [f"{place}: {error}"], dict(node)
+    problems = [f"{place}.{key}: no such key{nearest(key, params)}" for key in given if key not in params]
+    problems += [f"{place}.{key} is missing" for key in params if key not in given]
+    typed: dict[str, Any] = {"_target_": node["_target_"]}
+    for key in [key for key in given if key in params]:
+        if lacking := list(missing(given[key], f"{place}.{key}")):
+            problems += lacking
+            continue
+        try:
+            typed[key] = check(params[key], given[key])
+        except ValidationError as error:
+            problems += describe(error, given[key], f"{place}.{key}")
+    return problems, typed
+
+
+def missing(value: Any, place: str = "") -> Iterator[str]:
+    """The problem of every mandatory value (`???`) that nobody gave."""
+    if value == MISSING:
+        yield f"{place} must be given: set {place}=..."
+    pairs = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in pairs:
+        yield from missing(item, f"{place}.{key}".strip("."))
+
+
+def check(annotation: Any, value: Any) -> Any:
+    """`value` as its type: no text becomes a number, but a list serves as a tuple. Raises ValidationError."""
+    return _adapter(annotation).validate_json(json.dumps(value), strict=True)
+
+
+@cache
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(annotation)
+
+
+def describe(error: ValidationError, given: Any, place: str = "", known: Iterable[str] = ()) -> list[str]:
+    """One line for each key of `given` at fault, below `place`; what the members of a union say is joined."""
+    lines: dict[str, list[str]] = {}
+    for item in error.errors():
+        path = ".".join([place, *_keys(item["loc"], given)]).strip(".")
+        if item["type"] == "missing":
+            lines.setdefault(f"{path}.{item['loc'][-1]} is missing".strip("."), [])
+        elif item["input"] == MISSING:
+            lines.update((line, []) for line in missing(MISSING, path))
+        elif item["type"] == "extra_forbidden":
+            lines.setdefault(f"{path}: no such key{nearest(path, known)}", [])
+        else:
+            text = TYPES.get(item["type"]) or item["msg"].removeprefix("Input ").removeprefix("should be ")
+            for long, short in SHORTER.items():
+                text = text.replace(long, short)
+            lines.setdefault(f"{path}={json.dumps(item['input'])}: must be", []).append(text)
+    return [" ".join([line, " or ".join(dict.fromkeys(texts))]).strip() for line, texts in lines.items()]
+
+
+def _keys(location: tuple[int | str, ...], value: Any) -> list[str]:
+    """The keys and positions of an error's location that the value has, without a union's member names."""
+    found = []
+    for key in location:
+        here: Any = dict(enumerate(value)) if isinstance(value, list) else value
+        if isinstance(here, Mapping) and key in here:
+            found.append(str(key))
+            value = here[key]
+    return found

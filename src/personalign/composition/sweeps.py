@@ -1,0 +1,141 @@
+"""Grids: a sweep file's rows, crossed with its grid and seeds, as compositions in order.
+
+    title: PAD against prompts          base: experiments/pad.yaml, or a list of overrides
+    rows: {name: [overrides]}           grid: {key: [values]}, crossed with the rows
+    seeds: [0, 1]                       baseline: the row that others are compared with
+    published: numbers of the paper with their source, handed on as they are
+
+An override that ends in .yaml is an experiment file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import DictConfig
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from personalign.composition.compose import Composed, assemble, compose_choices
+from personalign.composition.home import locate, nearest
+from personalign.composition.layers import from_file, from_overrides
+from personalign.composition.parts import load
+from personalign.composition.schema import describe
+from personalign.composition.validate import IllegalComposition
+from personalign.contracts import NaturalInt, UserError
+
+WORDS = ("true", "false", "null", "inf", "nan")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One composition of a sweep. `row` is its name without the seed: cells of one row are averaged."""
+
+    name: str
+    overrides: tuple[str, ...]
+    cfg: DictConfig
+    row: str
+
+
+@dataclass
+class Sweep:
+    """A read sweep file: its cells in order, and why some are left out, by name."""
+
+    path: Path
+    title: str
+    baseline: str | None
+    published: Any
+    cells: list[Cell] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    title: str = ""
+    base: str | list[str] = []
+    rows: dict[str, list[str]] = {"": []}
+    grid: dict[str, list[Any]] = {}
+    seeds: list[NaturalInt] = []
+    baseline: str | None = None
+    published: Any = None
+
+
+def cells(path: str | Path) -> list[Cell]:
+    """The cells of a sweep file that may run; `read` says which were left out, and why."""
+    return read(path).cells
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
+    """A sweep file, by path or by its name in sweeps/, with overrides that every cell takes last.
+
+    A cell whose parts do not fit together is left out with its reason. Raises UserError with all mistakes of
+    all cells, and where no cell is left.
+    """
+    where = locate(path, "sweeps")
+    file = _file(where)
+    sweep = Sweep(where, file.title or where.stem, file.baseline, file.published)
+    mistakes: dict[str, str] = {}
+    composed = cache(compose_choices)
+    for name, row, lines in _lines(file, tuple(overrides)):
+        try:
+            sweep.cells.append(Cell(name, lines, _compose(lines, composed), row))
+        except IllegalComposition as error:
+            sweep.left_out[name] = str(error)
+        except UserError as error:
+            for line in str(error).splitlines():
+                mistakes.setdefault(line, f"{where}: {name}: {line}")
+    if mistakes:
+        raise UserError("\n".join(mistakes.values()))
+    if not sweep.cells:
+        raise UserError("\n".join([f"{where}: no cell is legal", *dict.fromkeys(sweep.left_out.values())]))
+    return sweep
+
+
+def _file(path: Path) -> _File:
+    data = load(path)
+    try:
+        file = _File.model_validate(data)
+    except ValidationError as error:
+        lines = describe(error, data, known=_File.model_fields)
+        raise UserError("\n".join(f"{path}: {line}" for line in lines)) from None
+    if file.baseline is not None and file.baseline not in file.rows:
+        raise UserError(f"{path}: baseline {file.baseline} is no row{nearest(file.baseline, file.rows)}")
+    return file
+
+
+def _lines(file: _File, last: tuple[str, ...]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """(name, row, overrides) of every cell: rows outermost, then the grid's keys as written, then seeds."""
+    base = [file.base] if isinstance(file.base, str) else file.base
+    for row, own in file.rows.items():
+        for values in itertools.product(*file.grid.values()):
+            point = [f"{key}={_text(value)}" for key, value in zip(file.grid, values, strict=True)]
+            label = ", ".join([*([row] if row else []), *point])
+            for end in [[f"seed={seed}"] for seed in file.seeds] or [[]]:
+                named = [f"name={_text(label)}"] if label else []
+                yield ", ".join([label, *end]), label, (*base, *named, *own, *point, *end, *last)
+
+
+def _compose(lines: Sequence[str], composed: Composed) -> DictConfig:
+    files = [line for line in lines if line.endswith((".yaml", ".yml")) and "=" not in line]
+    layers = [from_file(locate(file, "experiments")) for file in files]
+    return assemble(layers, from_overrides(line for line in lines if line not in files), composed)
+
+
+def _text(value: Any) -> str:
+    """A value in Hydra's grammar, quoted where it must be."""
+    if isinstance(value, list):
+        return f"[{','.join(_text(item) for item in value)}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_text(key)}:{_text(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, str):
+        plain = re.fullmatch(r"[A-Za-z_][\w/.-]*", value) and value.lower() not in WORDS
+        return value if plain else QuotedString(value, Quote.single).with_quotes()
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)

@@ -1,0 +1,124 @@
+"""Whether a composition is legal: every need is provided earlier on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from personalign.composition.parts import PartView, catalogue, view
+from personalign.composition.schema import check_part, check_values, nodes, slots
+from personalign.composition.source import ClassView
+from personalign.contracts import UserError
+
+Step = tuple[str, str, ClassView]
+
+# The way of a user's event. Data, model and the true reward are there together, before anything else; the
+# guide is there as soon as its own needs are met.
+TOGETHER = ("data", "model", "truth")
+WAY = (*TOGETHER, "memory", "alignment", "generation", "boundary", "feedback", "query", "evaluation")
+GUIDE = "guide"
+TRAINER_KEYS = {"strategy", "devices", "num_nodes", "zero_stage"}
+
+
+class IllegalComposition(UserError):
+    """The parts do not fit one another, though each is well."""
+
+
+def problems(cfg: DictConfig | Mapping[str, Any]) -> list[str]:
+    """Everything that is wrong with a resolved composition, one line each; empty when it may run."""
+    tree = cast(dict[str, Any], OmegaConf.to_container(cfg) if isinstance(cfg, DictConfig) else dict(cfg))
+    found = check_values(tree)[0]
+    for place, node in nodes(tree).items():
+        found += check_part(place, node)[0]
+    return [*found, *illegal(tree)]
+
+
+def illegal(tree: Mapping[str, Any]) -> list[str]:
+    """The needs that nothing earlier on the way provides, each with the choices that would."""
+    return [*_devices(tree), *_unmet(_steps(tree))]
+
+
+def _steps(tree: Mapping[str, Any]) -> list[Step]:
+    """(slot, choice, class) of every part that is read, in the order of the way, the guide last."""
+    steps = []
+    for slot in (*WAY, GUIDE):
+        for place, node in nodes(tree).items():
+            if place.partition(".")[0] != slot or not (isinstance(node, Mapping) and node.get("_target_")):
+                continue
+            name = place.partition(".")[2] or str((tree.get("choices") or {}).get(slot))
+            try:
+                steps.append((slot, name, view(node["_target_"])))
+            except UserError:
+                continue
+    return steps
+
+
+def _gives(slot: str, seen: ClassView | PartView) -> set[str]:
+    return {*seen.provides, *([f"reward.{slot}"] if slot in ("guide", "truth") else [])}
+
+
+def _needs(slot: str, seen: ClassView) -> list[str]:
+    """Under `truth` a reward is given the user's true state, which data provides."""
+    if slot != "truth":
+        return list(seen.needs)
+    return list(dict.fromkeys("truth" if need.startswith("state.") else need for need in seen.needs))
+
+
+def _unmet(steps: list[Step]) -> list[str]:
+    guide = next((step for step in steps if step[0] == GUIDE), None)
+    way = [step for step in steps if step[0] != GUIDE]
+    given = {name for slot, _, seen in way if slot in TOGETHER for name in _gives(slot, seen)}
+    found = []
+    for step in way:
+        if guide and given.issuperset(guide[2].needs):
+            given |= _gives(GUIDE, guide[2])
+        found += [_line(step, need, steps) for need in _needs(step[0], step[2]) if need not in given]
+        given |= _gives(step[0], step[2])
+    if guide:
+        found += [_line(guide, need, steps) for need in guide[2].needs if need not in given]
+    return found
+
+
+def _line(step: Step, need: str, steps: list[Step]) -> str:
+    """The unmet need, and the remedy: an order, or the choices that provide it."""
+    slot, choice, _ = step
+    text = f"{slots()[slot].key}={choice} needs {need}"
+    late = [(s, name) for s, name, seen in steps if (s, name) != (slot, choice) and need in _gives(s, seen)]
+    names = " and ".join(f"{slots()[s].key}={name}" for s, name in late)
+    if late:
+        return f"{text}: " + (f"put {names} before it" if late[0][0] == slot else f"{names} comes later")
+    remedies = _providers(slot, need)
+    return f"{text}: {' or '.join(remedies)}" if remedies else f"{text}, which nothing before it can provide"
+
+
+def _providers(slot: str, need: str) -> list[str]:
+    """What to add or use, among the groups that come no later than `slot` (the guide may be met anywhere)."""
+    order = WAY if slot == GUIDE else WAY[: max(WAY.index(slot) + 1, len(TOGETHER))]
+    able = [g for s, g in slots().items() if s in (*order, GUIDE) and (s != slot or g.many)]
+    found: dict[str, list[str]] = {}
+    for part in catalogue(strict=False):
+        for group in able:
+            if part.target and part.group == group.folder and need in _gives(group.slot, part):
+                verb = f"{'add' if group.many else 'use'} {group.key}="
+                found.setdefault(verb, []).append(part.choice)
+    return [verb + "|".join(names) for verb, names in found.items()]
+
+
+def _devices(tree: Mapping[str, Any]) -> list[str]:
+    """Several processes need a strategy; ZeRO needs DeepSpeed."""
+    trainer = tree.get("trainer")
+    if not isinstance(trainer, Mapping) or not trainer.keys() >= TRAINER_KEYS:
+        return []
+    strategy, stage = trainer["strategy"], trainer["zero_stage"]
+    name = (tree.get("choices") or {}).get("trainer")
+    found = []
+    if strategy == "none" and (trainer["devices"], trainer["num_nodes"]) != (1, 1):
+        trainers = [part for part in catalogue(strict=False) if part.group == "trainer"]
+        several = [part.choice for part in trainers if part.defaults["strategy"] != "none"]
+        processes = f"devices={trainer['devices']} num_nodes={trainer['num_nodes']}"
+        found.append(f"{processes}: trainer={name} is one process: use trainer={'|'.join(several)}")
+    if (strategy == "deepspeed") != (stage is not None):
+        found.append(f"trainer.zero_stage={stage} does not go with trainer.strategy={strategy}")
+    return found

@@ -1,0 +1,180 @@
+"""What each kind of part promises. A part is one class here-derived and one YAML file; parts never import each other.
+
+A part states, as literal class attributes that are read from its source without importing it:
+`needs` and `provides` (names that must have been provided earlier on the way), `paper` and `node`
+(its place in the survey's Figure 4). Its keyword arguments are its YAML keys; their annotations are
+checked before anything heavy is imported, so they are built from the names in this module alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le
+
+from personalign.types import (
+    Calibration,
+    Event,
+    Figure,
+    Judged,
+    JudgedPair,
+    Messages,
+    Pair,
+    Plan,
+    PolicySpec,
+    Request,
+    Response,
+    Sampling,
+    Score,
+    UserState,
+)
+
+if TYPE_CHECKING:
+    from personalign.policy.policy import Policy
+    from personalign.runtime.fitting import Fitting
+
+
+PositiveInt = Annotated[int, Ge(1)]
+NaturalInt = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegativeFloat = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Ge(0), Le(1)]
+StanceValue = Annotated[float, Ge(-1), Le(1)]
+TextKind = Literal["text", "statement", "choice", "rating", "attribute"]
+Placement = Literal["system", "user"]
+
+Render = Callable[[Request], Messages]
+# `sampling.n` answers of the base model to each request, drawn as `sampling` says.
+Sampler = Callable[[Sequence[Request], Sampling], list[list[str]]]
+
+
+class UserError(Exception):
+    """Something that the user can put right: shown as one or two plain lines, exit status 2."""
+
+
+class Part:
+    """What every part declares. Names of needs and provides:
+
+    `events.<kind>`, `pairs`, `labels` (pairs with labels per dimension), `truth` (true stances) from data;
+    `state.<field>` from memory; `policy.aligned`, `policy.features`, `policy.heads.<name>` from alignment;
+    `reward.truth`, `reward.guide`.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    provides: ClassVar[tuple[str, ...]] = ()
+    paper: ClassVar[str] = ""
+    node: ClassVar[str] = ""
+
+
+class Data(Part, ABC):
+    """Users, their histories, what they ask and what they prefer."""
+
+    def bind(self, truth: Reward | None, sampler: Sampler) -> None:  # noqa: B027 - optional
+        """Take the reward that labels pairs, and a sampler of base answers for data that need some."""
+
+    @abstractmethod
+    def users(self) -> Sequence[str]: ...
+
+    @abstractmethod
+    def events(self, user: str) -> Sequence[Event]: ...
+
+    @abstractmethod
+    def requests(self, split: str) -> Sequence[Request]: ...
+
+    @abstractmethod
+    def pairs(self, split: str) -> Sequence[Pair]: ...
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A content hash of everything that is read: it goes into the run's identity and its record."""
+
+    def require(self, names: Sequence[str]) -> None:
+        """Raise UserError for a name that `provides` promises and these files or settings lack."""
+
+    def truth(self, request: Request) -> UserState | None:
+        """The user's true state, for labelling and evaluation only; None where nobody knows it."""
+        return None
+
+
+class Memory(Part, ABC):
+    """What is kept, inferred and recalled of a user (survey 4.1)."""
+
+    @abstractmethod
+    def observe(self, event: Event) -> None: ...
+
+    @abstractmethod
+    def recall(self, request: Request, policy: Policy | None) -> UserState:
+        """What is known of `request.user` from events before `request.time`."""
+
+    @abstractmethod
+    def forget(self, user: str) -> None: ...
+
+
+class Generation(Part, ABC):
+    """How an answer is made for a user (survey 4.2): pure functions from plain data to a plan."""
+
+    @abstractmethod
+    def render(self, request: Request, state: UserState) -> Messages:
+        """The prompt; alignment trains on it, and the plan uses it."""
+
+    @abstractmethod
+    def plan(self, request: Request, state: UserState, spec: PolicySpec) -> Plan: ...
+
+    def next(self, request: Request, state: UserState, responses: Sequence[Response]) -> Plan | None:
+        """A further plan for workflows that refine; None when the answer stands."""
+        return None
+
+    def select(self, admitted: Sequence[Response], scores: Sequence[Score] | None) -> Response:
+        """The one answer that is given, from those that the boundary admitted."""
+        return admitted[0]
+
+
+class Reward(Part, ABC):
+    """How answers are scored for a user (survey 4.2). Under `guide` it is given what memory recalled,
+    under `truth` the user's true state: the same class, two sources, kept apart by the experiment."""
+
+    def bind(self, policy: Policy, plan: Callable[[Request], Plan]) -> None:  # noqa: B027 - optional
+        """Take the policy that the reward reads, and how the system would plan a request."""
+
+    @abstractmethod
+    def score(
+        self, request: Request, state: UserState, responses: Sequence[str]
+    ) -> list[Score]: ...
+
+
+class Stage(Part, ABC):
+    """One step of alignment (survey 4.3), from policy to policy, resumable."""
+
+    @abstractmethod
+    def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
+        """Train on the prompts that generation will render; write adapters and heads by name; return figures."""
+
+
+class Boundary(Part, ABC):
+    """The universal values that personal preferences may not cross (survey 3.2)."""
+
+    @abstractmethod
+    def shape(self, plan: Plan) -> Plan: ...
+
+    @abstractmethod
+    def admit(self, request: Request, responses: Sequence[Response]) -> Sequence[Response]:
+        """The responses that may be given; empty means refuse."""
+
+
+class Feedback(Part, ABC):
+    """Who answers what is asked of users, and turns it into events (survey 4.3)."""
+
+    @abstractmethod
+    def events(self, request: Request, responses: Sequence[Response]) -> Sequence[Event]: ...
+
+
+class Evaluation(Part, ABC):
+    """How the answers of one run are measured; several rewards and texts at once."""
+
+    @abstractmethod
+    def measure(
+        self, answers: Sequence[Judged], pairs: Sequence[JudgedPair], calibration: Sequence[Calibration]
+    ) -> dict[str, Figure]:
+        """The figures by name; one whose inputs are missing is left out, never zero."""

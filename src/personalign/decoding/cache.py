@@ -1,0 +1,82 @@
+"""A key/value cache of rows that is written in place, and from which rows that ended are taken out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class RowLayer(CacheLayerMixin):
+    """Keys and values of one layer: buffers [rows, heads, capacity, width], of which `length` columns are filled.
+
+    Writing in place spares the copy of the whole cache that concatenation costs at every token.
+    """
+
+    is_sliding = False
+
+    def __init__(self, rows: int, capacity: int) -> None:
+        super().__init__()
+        self.rows, self.capacity, self.length = rows, capacity, 0
+        self.window = slice(0, rows)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        shape = (self.rows, key_states.shape[1], self.capacity)
+        self.keys = key_states.new_empty((*shape, key_states.shape[-1]))
+        self.values = value_states.new_empty((*shape, value_states.shape[-1]))
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        stop = self.length + key_states.shape[2]
+        self.keys[self.window, :, self.length : stop] = key_states
+        self.values[self.window, :, self.length : stop] = value_states
+        if self.window.stop == self.rows:
+            self.length = stop
+        return self.keys[self.window, :, :stop], self.values[self.window, :, :stop]
+
+    def select(self, index: Tensor, start: int) -> None:
+        """Keep the rows of `index` (repeats allowed) and the columns from `start` on."""
+        kept = self.length - start
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_empty((len(index), old.shape[1], self.capacity - start, old.shape[3]))
+            torch.index_select(old[:, :, start : self.length], 0, index, out=new[:, :, :kept])
+            setattr(self, name, new)
+        self.rows, self.capacity, self.length = len(index), self.capacity - start, kept
+        self.window = slice(0, self.rows)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return self.capacity
+
+
+class RowCache(Cache):
+    """One RowLayer per decoder layer; `window` limits a forward to some of the rows (prefill in parts)."""
+
+    def __init__(self, layers: int, rows: int, capacity: int) -> None:
+        self.row_layers = [RowLayer(rows, capacity) for _ in range(layers)]
+        super().__init__(layers=list(self.row_layers))
+
+    @property
+    def capacity(self) -> int:
+        return self.row_layers[0].capacity
+
+    def window(self, start: int, stop: int) -> None:
+        for layer in self.row_layers:
+            layer.window = slice(start, stop)
+
+    def select(self, index: Tensor, start: int) -> None:
+        for layer in self.row_layers:
+            layer.select(index, start)

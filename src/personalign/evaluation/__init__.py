@@ -1,0 +1,1 @@
+"""How the answers of a run are measured, and how two runs are compared."""

@@ -1,0 +1,152 @@
+"""The columns of every table: rewards, alignment accuracy, diversity, fluency and cost, by user."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from personalign.contracts import Evaluation, Fraction, NaturalInt, NonNegativeFloat, PositiveInt
+from personalign.evaluation import metrics, text
+from personalign.evaluation.length import LengthControl
+from personalign.evaluation.statistics import Better, Bootstrap, Comparison, compare
+from personalign.types import Calibration, Figure, Judged, JudgedPair
+
+BETTER: dict[str, Better] = {
+    "reward": "higher",
+    "reward_at_length": "higher",
+    "alignment_accuracy": "higher",
+    "diversity": "higher",
+    "distinct": "higher",
+    "repetition": "lower",
+    "perplexity": "lower",
+    "tokens_per_second": "higher",
+    "forward_tokens_per_token": "lower",
+    "eos_rate": "higher",
+}
+
+
+class Standard(Evaluation):
+    """Figures of one run. Each is a mean over users of the user's mean, with a bootstrap interval by user.
+
+    reward              the truth's total; reward.<dimension>: its ratings, of which users like more or less
+    reward_at_length    the reward at the length of the base's answers (`LengthControl`)
+    alignment_accuracy  held-out pairs that the system's margin puts right, a tie one half
+    diversity           unique n-grams of an answer, n = 2..4 (PAD's); distinct: of a user's answers together
+    repetition          share of 4-grams said before; words: length; eos_rate, refusal_rate: how answers end
+    perplexity          of the answers under the base on the plain prompt; geometric mean over users
+    tokens_per_second, forward_tokens_per_token: summed within a user
+
+    A figure whose inputs are missing is left out. The empty answer counts everywhere except where it is
+    undefined: diversity, repetition, perplexity and the two costs.
+    """
+
+    needs = ()
+    provides = ()
+    paper = "arXiv 2410.04070, section 4 (diversity, reward); arXiv 2503.17003, section 5"
+    node = "evaluation"
+
+    def __init__(
+        self,
+        *,
+        resamples: PositiveInt,
+        level: Fraction,
+        few_users: NaturalInt,
+        bootstrap_seed: NaturalInt,
+        length_shrinkage: NonNegativeFloat,
+        tie: NonNegativeFloat,
+    ) -> None:
+        self.how = Bootstrap(resamples=resamples, level=level, few_users=few_users, seed=bootstrap_seed)
+        self.length_shrinkage = length_shrinkage
+        self.tie = tie
+
+    def measure(
+        self, answers: Sequence[Judged], pairs: Sequence[JudgedPair], calibration: Sequence[Calibration]
+    ) -> dict[str, Figure]:
+        """The figures of all answers of a run, in one process. Raises ValueError for NaN and infinity."""
+        _check(answers, pairs, calibration)
+        found = [*self._rewards(answers, calibration), *self._accuracy(pairs)]
+        found += [*self._texts(answers), *self._ends_and_costs(answers)]
+        figures = {name: metric.compute().figure(BETTER.get(name, "none")) for name, metric in found}
+        return {name: figure for name, figure in figures.items() if figure.n}
+
+    def compare(self, answers: Sequence[Judged], baseline: Sequence[Judged]) -> Comparison | None:
+        """Win, tie and lose per (user, request) by true reward; None where no request is shared."""
+        return compare(_by_request(answers), _by_request(baseline), tie=self.tie, how=self.how)
+
+    def _mean(self, rows: Sequence[tuple[str, float]]) -> metrics.UserMean:
+        # One process measures all answers, so other ranks must not be waited for.
+        metric = metrics.UserMean(self.how, sync_on_compute=False)
+        metric.update([user for user, _ in rows], [value for _, value in rows])
+        return metric
+
+    def _rewards(
+        self, answers: Sequence[Judged], calibration: Sequence[Calibration]
+    ) -> Iterator[tuple[str, metrics.ByUser]]:
+        scored = [(a.request.user, a.response.text, a.truth) for a in answers if a.truth is not None]
+        yield "reward", self._mean([(user, truth.total) for user, _, truth in scored])
+        if control := LengthControl.fit(calibration, self.length_shrinkage):
+            rows = [(u, control.adjusted(u, len(text.words(said)), truth.total)) for u, said, truth in scored]
+            yield "reward_at_length", self._mean(rows)
+        for name in dict.fromkeys(name for _, _, truth in scored for name in truth.dimensions):
+            rated = [(u, truth.dimensions[name]) for u, _, truth in scored if name in truth.dimensions]
+            yield f"reward.{name}", self._mean(rated)
+
+    def _accuracy(self, pairs: Sequence[JudgedPair]) -> Iterator[tuple[str, metrics.ByUser]]:
+        accuracy = metrics.AlignmentAccuracy(self.how, sync_on_compute=False)
+        accuracy.update([p.pair.request.user for p in pairs], [p.margin for p in pairs])
+        yield "alignment_accuracy", accuracy
+
+    def _texts(self, answers: Sequence[Judged]) -> Iterator[tuple[str, metrics.ByUser]]:
+        users, texts = [a.request.user for a in answers], [a.response.text for a in answers]
+        for name, kind in (("diversity", metrics.Diversity), ("repetition", metrics.Repetition)):
+            metric = kind(self.how, sync_on_compute=False)
+            metric.update(users, texts)
+            yield name, metric
+        said: dict[str, list[str]] = {}
+        for user, one in zip(users, texts, strict=True):
+            said.setdefault(user, []).append(one)
+        shares = [(user, text.distinct(all_of_them)) for user, all_of_them in said.items()]
+        yield "distinct", self._mean([row for row in shares if not math.isnan(row[1])])
+        yield "words", self._mean([(u, float(len(text.words(t)))) for u, t in zip(users, texts, strict=True)])
+
+    def _ends_and_costs(self, answers: Sequence[Judged]) -> Iterator[tuple[str, metrics.ByUser]]:
+        users, costs = [a.request.user for a in answers], [a.response.cost for a in answers]
+        perplexity = metrics.Perplexity(self.how, sync_on_compute=False)
+        perplexity.update(users, [a.base_nll for a in answers], [a.base_tokens for a in answers])
+        speed = metrics.UserRatio(self.how, sync_on_compute=False)
+        speed.update(users, [c.new_tokens for c in costs], [c.seconds for c in costs])
+        work = metrics.UserRatio(self.how, sync_on_compute=False)
+        work.update(users, [c.forward_tokens for c in costs], [c.new_tokens for c in costs])
+        yield from (("perplexity", perplexity), ("tokens_per_second", speed))
+        yield "forward_tokens_per_token", work
+        for name, stop in (("eos_rate", "eos"), ("refusal_rate", "refused")):
+            yield name, self._mean([(a.request.user, float(a.response.stop == stop)) for a in answers])
+
+
+def _check(
+    answers: Sequence[Judged], pairs: Sequence[JudgedPair], calibration: Sequence[Calibration]
+) -> None:
+    for a in answers:
+        where = f"request {a.request.id!r} of user {a.request.user!r}, sample {a.response.sample}"
+        _finite(f"the base's log-probability of the answer to {where}", a.base_nll)
+        _finite(f"the time of the answer to {where}", a.response.cost.seconds)
+        for name, value in {"total": a.truth.total, **a.truth.dimensions}.items() if a.truth else ():
+            _finite(f"the true reward ({name}) of the answer to {where}", value)
+    for p in pairs:
+        _finite(f"the margin of pair {p.pair.id!r} of user {p.pair.request.user!r}", p.margin)
+    for c in calibration:
+        _finite(f"the reward of a calibration answer of user {c.user!r}", c.reward)
+
+
+def _finite(what: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"{what} is {value}")
+
+
+def _by_request(answers: Sequence[Judged]) -> dict[tuple[str, ...], float]:
+    """The true reward by (user, request), the mean over samples and rounds."""
+    rewards: dict[tuple[str, ...], list[float]] = {}
+    for a in answers:
+        if a.truth is not None:
+            rewards.setdefault((a.request.user, a.request.id), []).append(a.truth.total)
+    return {key: sum(values) / len(values) for key, values in rewards.items()}

@@ -1,0 +1,168 @@
+"""Means over users with bootstrap intervals by user, and paired comparisons. NumPy alone.
+
+Answers of one user are alike, so users are the unit: every value is the mean over users of the user's own
+(weighted) mean, and an interval is a percentile interval of that value over resampled users. With fewer than
+`few_users` users, the items of each drawn user are resampled as well (the two-stage cluster bootstrap), since
+so few can hardly show how much chance there is in each of them. One user alone: the interval is over items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from personalign.types import Figure
+
+Floats = NDArray[np.float64]
+Better = Literal["higher", "lower", "none"]
+Key = tuple[str, ...]
+CELLS = 2_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bootstrap:
+    """How intervals are drawn: how often, how wide, below how many users items are redrawn, the seed."""
+
+    resamples: int
+    level: float
+    few_users: int
+    seed: int
+
+
+class Estimate(NamedTuple):
+    """A value with its interval; NaN with n = 0 where there is nothing to average."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    users: int
+
+    def mapped(self, function: Callable[[float], float]) -> Estimate:
+        """The estimate on another scale; `function` must be increasing."""
+        return self._replace(value=function(self.value), low=function(self.low), high=function(self.high))
+
+    def figure(self, better: Better) -> Figure:
+        return Figure(**self._asdict(), better=better)
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Items grouped by user: values and weights (users, longest), padded with weight 0; counts (users,)."""
+
+    values: Floats
+    weights: Floats
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, users: NDArray[Any], values: Floats, weights: Floats) -> Groups:
+        """Group 1-D arrays. Items are put in a canonical order: no result depends on the order of arrival."""
+        kept = weights > 0
+        users, values, weights = users[kept], values[kept], weights[kept]
+        order = np.lexsort((weights, values, users))
+        _, rows, counts = np.unique(users[order], return_inverse=True, return_counts=True)
+        columns = np.arange(len(rows)) - (np.cumsum(counts) - counts)[rows]
+        padded = np.zeros((2, len(counts), counts.max(initial=0)))
+        padded[0, rows, columns], padded[1, rows, columns] = values[order], weights[order]
+        return cls(padded[0], padded[1], counts)
+
+    def means(self) -> Floats:
+        """Each user's weighted mean (users,)."""
+        return weighted_mean(self.values, self.weights)
+
+
+def weighted_mean(values: Floats, weights: Floats) -> Floats:
+    """The weighted mean over the last axis."""
+    mean: Floats = (values * weights).sum(-1) / weights.sum(-1)
+    return mean
+
+
+def resampled(groups: Groups, how: Bootstrap) -> Floats:
+    """The bootstrap's values (resamples,): means over drawn users of their (redrawn) means."""
+    rng = np.random.default_rng(how.seed)
+    users = len(groups.counts)
+    drawn = rng.integers(users, size=(how.resamples, users))
+    if users >= how.few_users:
+        by_user: Floats = groups.means()[drawn].mean(axis=1)
+        return by_user
+    step = max(1, CELLS // max(1, groups.values.size))
+    return np.concatenate([_two_stage(groups, drawn[i : i + step], rng) for i in range(0, len(drawn), step)])
+
+
+def _two_stage(groups: Groups, drawn: NDArray[np.int64], rng: np.random.Generator) -> Floats:
+    counts = groups.counts[drawn][..., None]
+    longest = groups.values.shape[1]
+    items = (rng.random((*drawn.shape, longest)) * counts).astype(np.int64)
+    used = np.arange(longest) < counts
+    rows = drawn[..., None]
+    means = weighted_mean(groups.values[rows, items], groups.weights[rows, items] * used)
+    by_user: Floats = means.mean(axis=1)
+    return by_user
+
+
+def estimate(users: NDArray[Any], values: Floats, weights: Floats, how: Bootstrap) -> Estimate:
+    """The mean over users of their weighted means, with its percentile interval.
+
+    `users` (n,) holds any sortable keys. Items of weight 0 are left out, and so is a user with no other item.
+    """
+    groups = Groups.of(users, values, weights)
+    if not len(groups.counts):
+        return Estimate(np.nan, np.nan, np.nan, 0, 0)
+    tail = (1.0 - how.level) / 2.0
+    low, high = np.quantile(resampled(groups, how), [tail, 1.0 - tail])
+    n, count = int(groups.counts.sum()), len(groups.counts)
+    return Estimate(float(groups.means().mean()), float(low), float(high), n, count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One row against a baseline on the same items: how many it wins, and the mean paired difference."""
+
+    win: int
+    tie: int
+    lose: int
+    difference: Figure
+
+
+def compare(
+    run: Mapping[Key, float], baseline: Mapping[Key, float], *, tie: float, how: Bootstrap
+) -> Comparison | None:
+    """Compare rewards by item; the first entry of a key is the user, the rest tells the item.
+
+    A difference of at most `tie` is a tie. Only items of both count; None when they share none.
+    """
+    keys = sorted(run.keys() & baseline.keys())
+    if not keys:
+        return None
+    differences = np.array([run[key] - baseline[key] for key in keys])
+    users = np.array([key[0] for key in keys])
+    win, lose = int((differences > tie).sum()), int((differences < -tie).sum())
+    paired = estimate(users, differences, np.ones(len(keys)), how)
+    return Comparison(win=win, tie=len(keys) - win - lose, lose=lose, difference=paired.figure("higher"))
+
+
+def across_seeds(figures: Sequence[Figure], level: float) -> Figure:
+    """One figure from the same row under several seeds: the mean, and an interval over users and seeds.
+
+    The users are the same under every seed, so their uncertainty (the mean half-widths) does not shrink with
+    more seeds; that of the seeds, z * sd / sqrt(seeds), is added to it in squares. Items of all seeds count.
+    """
+    values = np.array([f.value for f in figures])
+    low = np.mean([f.value - f.low for f in figures])
+    high = np.mean([f.high - f.value for f in figures])
+    z = NormalDist().inv_cdf((1.0 + level) / 2.0)
+    spread = z * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+    mean = float(values.mean())
+    return Figure(
+        value=mean,
+        low=mean - float(np.hypot(low, spread)),
+        high=mean + float(np.hypot(high, spread)),
+        n=sum(f.n for f in figures),
+        users=max(f.users for f in figures),
+        better=figures[0].better,
+    )

@@ -1,0 +1,1 @@
+"""How an answer is made for a user (survey, section 4.2)."""

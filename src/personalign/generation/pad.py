@@ -1,0 +1,132 @@
+"""Personalized alignment at decoding time (PAD, arXiv 2410.04070): a weighted log-ratio on top of the base.
+
+All forms give score(t) = log p_LM(t) + beta sum_k w_k [log pihat_k(t) - log p_ref(t)] on the likeliest tokens
+of p_LM (eq. 13). p_LM and p_ref are the base without adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from personalign.contracts import Generation, NonNegativeFloat, Placement, PositiveInt, UserError
+from personalign.generation.prompting import preference_prompt, preference_template, stream
+from personalign.types import Candidates, Deltas, Messages, Plan, PolicySpec, Request, UserState
+
+Guide = tuple[float, Deltas, str | None]
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Eq. 13 for guides (w_k, deltas, head) that read one prompt."""
+
+    beta: float
+    reference: Literal["backbone", "base", "none"]
+    top_k: int
+    score_every: int
+
+    def plan(self, base: Messages, prompt: Messages, guides: Sequence[Guide]) -> Plan:
+        streams = [stream(base)]
+        streams += [stream(prompt, self.beta * w, deltas, head) for w, deltas, head in guides]
+        if guides and self.reference != "none":
+            total = sum(w for w, _, _ in guides)
+            streams.append(stream(prompt if self.reference == "backbone" else base, -self.beta * total))
+        return Plan(tuple(streams), Candidates("top_k", k=self.top_k), score_every=self.score_every)
+
+
+class Pad(Generation):
+    """PAD with K features: one adapter a dimension is log pihat_k, the user's stance the signed weights w_k.
+
+    This is our reading of eq. 4 to 10; the released code has a single guide (PadScalar). The features read
+    the plain prompt. A dimension of weight zero takes no part; a user without a stance gets the base's own
+    answer. Raises UserError where a stance weighs a dimension that no feature was trained for.
+    """
+
+    needs = ("state.stance", "policy.features")
+    provides = ()
+    paper = "arXiv 2410.04070, eq. 4-10 and 13 (K features: our reading)"
+    node = "alignment through feedback / inference-time / reward-guided decoding"
+
+    def __init__(
+        self,
+        *,
+        beta: NonNegativeFloat,
+        reference: Literal["backbone", "base", "none"],
+        base_sees_preference: bool,
+        top_k: PositiveInt,
+        score_every: PositiveInt,
+        template: str,
+        placement: Placement,
+    ) -> None:
+        self._rule = _Rule(beta, reference, top_k, score_every)
+        self._base_sees_preference = base_sees_preference
+        self._template = preference_template(template, placement)
+        self._placement = placement
+
+    def render(self, request: Request, state: UserState) -> Messages:
+        return request.messages
+
+    def plan(self, request: Request, state: UserState, spec: PolicySpec) -> Plan:
+        base = plain = self.render(request, state)
+        if self._base_sees_preference:
+            base = preference_prompt(request, state, self._template, self._placement)
+        return self._rule.plan(base, plain, _features(state, spec))
+
+
+class PadScalar(Generation):
+    """PAD with one guide: the aligned policy, conditioned on the profile in its prompt.
+
+    The paper's scalar form and, with the base as the reference, the released code's two-model mixture
+    (1 - beta) log p_LM + beta log pihat. `head` names a map of the guide's last hidden state, the value head
+    w_p (null: the identity). A user without a profile is asked plainly. Raises UserError where the policy has
+    no such head.
+    """
+
+    needs = ("state.profile", "policy.aligned")
+    provides = ()
+    paper = "arXiv 2410.04070, eq. 13; its released code (commit 51bea05)"
+    node = "alignment through feedback / inference-time / reward-guided decoding"
+
+    def __init__(
+        self,
+        *,
+        beta: NonNegativeFloat,
+        reference: Literal["backbone", "base", "none"],
+        base_sees_preference: bool,
+        top_k: PositiveInt,
+        score_every: PositiveInt,
+        head: str | None,
+        template: str,
+        placement: Placement,
+    ) -> None:
+        self._rule = _Rule(beta, reference, top_k, score_every)
+        self._base_sees_preference = base_sees_preference
+        self._head = head
+        self._template = preference_template(template, placement)
+        self._placement = placement
+
+    def render(self, request: Request, state: UserState) -> Messages:
+        return preference_prompt(request, state, self._template, self._placement)
+
+    def plan(self, request: Request, state: UserState, spec: PolicySpec) -> Plan:
+        if self._head is not None and self._head not in spec.heads:
+            raise UserError(f"the policy has no head {self._head!r}: it has {_names(spec.heads)}")
+        prompt = self.render(request, state)
+        base = prompt if self._base_sees_preference else request.messages
+        return self._rule.plan(base, prompt, [(1.0, spec.aligned, self._head)])
+
+
+def _features(state: UserState, spec: PolicySpec) -> list[Guide]:
+    weights = {d: w for d, w in (state.stance.as_dict() if state.stance else {}).items() if w != 0.0}
+    for dimension in weights:
+        if dimension not in spec.features:
+            raise UserError(
+                f"the user has a stance on {dimension!r}, but no feature was trained for it: "
+                f"there are {_names(spec.features)}; train one, or leave the dimension out of the stance"
+            )
+    return [(w, spec.features[dimension], None) for dimension, w in weights.items()]
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"

@@ -1,0 +1,80 @@
+"""What the generation parts share: templates, and prompts made from a request and a user's state.
+
+A template's fields stand in braces. They are filled in one pass, so that braces in a user's text, and any
+other braces of the template, stay as they are.
+"""
+
+from __future__ import annotations
+
+import re
+
+from personalign.contracts import Generation, Placement, UserError
+from personalign.types import (
+    Chat,
+    Deltas,
+    Message,
+    Messages,
+    Plan,
+    PolicySpec,
+    Request,
+    Stream,
+    UserState,
+    last_user_text,
+)
+
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+class Prompted(Generation):
+    """Generation by prompt alone: the trained policy answers what `render` gives (survey, section 4.2)."""
+
+    def plan(self, request: Request, state: UserState, spec: PolicySpec) -> Plan:
+        return Plan((stream(self.render(request, state), deltas=spec.aligned),))
+
+
+def stream(prompt: Messages, weight: float = 1.0, deltas: Deltas = (), head: str | None = None) -> Stream:
+    return Stream((Chat(prompt),), weight, deltas, head)
+
+
+def checked(template: str, needs: tuple[str, ...], may: tuple[str, ...] = ()) -> str:
+    """The template itself; raises UserError where it lacks a field or has one that nobody fills."""
+    found = set(_FIELD.findall(template))
+    for field in (*sorted(set(needs) - found), *sorted(found - {*needs, *may})):
+        fields = ", ".join(f"{{{name}}}" for name in (*needs, *may))
+        fault = "lacks" if field in needs else "has an unknown"
+        raise UserError(f"the template {template!r} {fault} {{{field}}}: its fields are {fields}")
+    return template
+
+
+def fill(template: str, **values: str) -> str:
+    return _FIELD.sub(lambda match: values.get(match[1], match[0]), template)
+
+
+def before_request(messages: Messages, template: str, **values: str) -> Messages:
+    """Put a filled template into the newest user turn; the request goes to {request} or to the end."""
+    request = last_user_text(messages)
+    if "{request}" not in template:
+        template += "\n\n{request}"
+    turn = Message("user", fill(template, request=request, **values))
+    last = max((i for i, m in enumerate(messages) if m.role == "user"), default=len(messages))
+    return (*messages[:last], turn, *messages[last + 1 :])
+
+
+def in_system(messages: Messages, text: str) -> Messages:
+    """Put a text into the system turn, after what stands there."""
+    if messages and messages[0].role == "system":
+        return (Message("system", f"{messages[0].content}\n\n{text}"), *messages[1:])
+    return (Message("system", text), *messages)
+
+
+def preference_template(template: str, placement: Placement) -> str:
+    return checked(template, ("profile",), ("request",) if placement == "user" else ())
+
+
+def preference_prompt(request: Request, state: UserState, template: str, placement: Placement) -> Messages:
+    """The request with what is known of the user, or as it is when nothing is."""
+    if not state.profile or not state.profile.strip():
+        return request.messages
+    if placement == "system":
+        return in_system(request.messages, fill(template, profile=state.profile))
+    return before_request(request.messages, template, profile=state.profile)

@@ -1,0 +1,67 @@
+"""How the base policy is made: a hub or local model, the embedded one, or a random tiny one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from personalign.contracts import Part, PositiveInt, UserError
+from personalign.policy.assets import model_dir
+from personalign.policy.policy import Policy
+from personalign.policy.tiny import byte_tokenizer, random_llama
+
+Precision = Literal["bf16", "fp32"]
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class Pretrained(Part):
+    """A causal language model with its tokenizer: the embedded model, a local folder or a hub name.
+
+    Only safetensors are read and no code that comes with a model is run.
+    """
+
+    provides: ClassVar[tuple[str, ...]] = ("model",)
+
+    def __init__(self, *, name: str, revision: str | None) -> None:
+        self.name = name
+        self.revision = revision
+
+    def build(self, cache: Path, precision: Precision) -> Policy:
+        """Load at `precision`. Raises UserError when there is no such model or it has no safetensors."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        path = str(model_dir(self.name, cache))
+        options: dict[str, Any] = {"trust_remote_code": False, "revision": self.revision}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, **options)
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=DTYPES[precision], use_safetensors=True, attn_implementation="sdpa", **options
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"model {self.name!r} could not be loaded: {reason}") from error
+        return Policy(model, tokenizer, self.name)
+
+
+class Tiny(Part):
+    """A random byte-level Llama: nothing to fetch, nothing to expect of its answers."""
+
+    provides: ClassVar[tuple[str, ...]] = ("model",)
+
+    def __init__(
+        self,
+        *,
+        hidden: PositiveInt,
+        layers: PositiveInt,
+        heads: PositiveInt,
+        kv_heads: PositiveInt,
+        context: PositiveInt,
+        seed: int,
+    ) -> None:
+        self.sizes = (hidden, layers, heads, kv_heads, context, seed)
+
+    def build(self, cache: Path, precision: Precision) -> Policy:
+        model = random_llama(*self.sizes).to(DTYPES[precision])
+        return Policy(model, byte_tokenizer(), "tiny-" + "-".join(map(str, self.sizes)))

@@ -1,0 +1,126 @@
+"""Exact log-probabilities of answers, with logits only where an answer's token is predicted.
+
+A row is one prompt with one or more answers behind it ("branches"). The answers do not see each other and each
+starts at the prompt's length, so a row with two answers gives what two rows with one answer give, while the
+prompt is read once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from personalign.policy.policy import Policy
+
+Ids = Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """One prompt and its answers, as token ids."""
+
+    prompt: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + sum(map(len, self.answers))
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """ids, positions [rows, time]; mask [rows, 1, time, time] or None when plain causal attention is exact;
+    `reads` are flat indices of the hidden states that predict `targets`; `sizes` the answers' lengths."""
+
+    ids: Tensor
+    positions: Tensor
+    mask: Tensor | None
+    reads: Tensor
+    targets: Tensor
+    sizes: list[int]
+
+
+def _row(row: Branches) -> tuple[list[int], list[int], list[int], list[int]]:
+    """ids, positions, branch number of each token (0 is the prompt), and where each answer token is read."""
+    ids, positions, branch = list(row.prompt), list(range(len(row.prompt))), [0] * len(row.prompt)
+    reads: list[int] = []
+    for number, answer in enumerate(row.answers, start=1):
+        reads += [len(row.prompt) - 1, *range(len(ids), len(ids) + len(answer) - 1)][: len(answer)]
+        ids += answer
+        positions += range(len(row.prompt), len(row.prompt) + len(answer))
+        branch += [number] * len(answer)
+    return ids, positions, branch, reads
+
+
+def _layout(rows: Sequence[Branches], pad: int, device: torch.device) -> _Layout:
+    width = max(row.length for row in rows)
+    ids = torch.full((len(rows), width), pad)
+    positions = torch.zeros((len(rows), width), dtype=torch.long)
+    branch = torch.full((len(rows), width), -1)
+    reads: list[int] = []
+    for i, row in enumerate(rows):
+        row_ids, row_positions, row_branch, row_reads = _row(row)
+        ids[i, : row.length] = torch.tensor(row_ids)
+        positions[i, : row.length] = torch.tensor(row_positions)
+        branch[i, : row.length] = torch.tensor(row_branch)
+        reads += [i * width + r for r in row_reads]
+    targets = [t for row in rows for answer in row.answers for t in answer]
+    mask = _mask(branch) if any(len(row.answers) > 1 for row in rows) else None
+    return _Layout(
+        ids.to(device),
+        positions.to(device),
+        mask.to(device) if mask is not None else None,
+        torch.tensor(reads, device=device),
+        torch.tensor(targets, device=device),
+        [len(answer) for row in rows for answer in row.answers],
+    )
+
+
+def _mask(branch: Tensor) -> Tensor:
+    """True where attention is allowed: backwards, to the prompt or to the own branch; padding sees itself."""
+    causal = torch.ones(branch.shape[1], branch.shape[1], dtype=torch.bool).tril()
+    query, key = branch[:, :, None], branch[:, None, :]
+    allowed = causal & ((key == 0) | (key == query))
+    return allowed[:, None]
+
+
+def answer_logprobs(policy: Policy, rows: Sequence[Branches]) -> list[Tensor]:
+    """Per answer (rows in order, answers in order within a row), log p of each of its tokens: float32 [length].
+
+    Right-padded rows under plain causal attention need no mask: no real token comes after a padding one.
+    Gradients flow into the adapters that the present routing uses.
+    """
+    layout = _layout(rows, policy.pad_id, policy.device)
+    hidden = policy.hidden(
+        input_ids=layout.ids, attention_mask=layout.mask, position_ids=layout.positions, use_cache=False
+    )
+    read = hidden.reshape(-1, hidden.shape[-1])[layout.reads]
+    logp = -F.cross_entropy(policy.logits(read), layout.targets, reduction="none")
+    return list(torch.split(logp, layout.sizes))
+
+
+def batches(rows: Sequence[Branches], max_tokens: int) -> list[list[int]]:
+    """Row indices in batches of similar length, so that rows x longest stays within `max_tokens`."""
+    order = sorted(range(len(rows)), key=lambda i: rows[i].length)
+    result: list[list[int]] = []
+    for i in order:
+        if result and (len(result[-1]) + 1) * rows[i].length <= max_tokens:
+            result[-1].append(i)
+        else:
+            result.append([i])
+    return result
+
+
+@torch.no_grad()
+def score_answers(policy: Policy, rows: Sequence[Branches], max_tokens: int = 4096) -> list[list[Tensor]]:
+    """Log-probs of every answer of every row without gradients, in batches of similar length."""
+    result: list[list[Tensor]] = [[] for _ in rows]
+    for batch in batches(rows, max_tokens):
+        flat = iter(answer_logprobs(policy, [rows[i] for i in batch]))
+        for i in batch:
+            result[i] = [next(flat) for _ in rows[i].answers]
+    return result

@@ -1,0 +1,123 @@
+"""The live noun: a base model with its adapters and heads, which alignment writes and generation reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from personalign.contracts import UserError
+from personalign.policy import chat, lora
+from personalign.types import Deltas, Messages, PolicySpec
+
+
+class Policy:
+    """A causal language model of transformers, its tokenizer, LoRA adapters by name and heads by name.
+
+    The base is frozen; what learns are adapters and heads. `label` names the base in records and caches.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, label: str) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.label = label
+        self.routing = lora.Routing()
+        self.configs: dict[str, lora.LoRAConfig] = {}
+        self.heads = nn.ModuleDict()
+        self.user_deltas: dict[str, Deltas] = {}
+        self.spec = PolicySpec()
+        self.stop_ids = chat.stop_ids(tokenizer, model.generation_config)
+        self.pad_id: int = next(
+            i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.weight.dtype
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        module: nn.Embedding = self.model.get_input_embeddings()
+        return module
+
+    @property
+    def context(self) -> int:
+        """Longest prompt plus answer, in tokens."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+    def encode(self, messages: Messages, answer_next: bool = True) -> list[int]:
+        """Prompt ids through the chat template (see `chat.encode_chat`)."""
+        return chat.encode_chat(self.tokenizer, messages, answer_next)
+
+    def encode_answer(self, text: str) -> list[int]:
+        """Ids of an answer with its end of text, as training and scoring see it."""
+        return [*chat.encode_text(self.tokenizer, text), self.tokenizer.eos_token_id]
+
+    def decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def hidden(self, **inputs: Any) -> Tensor:
+        """Last hidden states [rows, time, width] under the present routing; see transformers' base models."""
+        states: Tensor = self.model.get_decoder()(**inputs).last_hidden_state
+        return states
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [..., width] -> float32 logits [..., vocabulary]."""
+        scores: Tensor = self.model.get_output_embeddings()(hidden)
+        return scores.float()
+
+    def logits_at(self, hidden: Tensor, candidates: Tensor) -> Tensor:
+        """hidden [rows, width], token ids [rows, k] -> float32 logits [rows, k] of those tokens alone."""
+        head = self.model.get_output_embeddings()
+        weight = head.weight[candidates]
+        scores = torch.bmm(weight, hidden[:, :, None])[:, :, 0].float()
+        return scores if head.bias is None else scores + head.bias[candidates].float()
+
+    @contextmanager
+    def using(self, deltas: Deltas) -> Iterator[None]:
+        """Every row with these deltas; () is the base."""
+        before = self.routing.slices
+        self.routing.all_rows(deltas)
+        try:
+            yield
+        finally:
+            self.routing.slices = before
+
+    def add_adapter(self, name: str, config: lora.LoRAConfig) -> list[nn.Parameter]:
+        """A fresh adapter; returns its trainable parameters. Raises UserError when no layer has a target's name."""
+        lora.adapt(self.model, name, config, self.routing)
+        found = lora.parameters(self.model, name)
+        if not found:
+            raise UserError(
+                f"no linear layer of {self.label} is named {', '.join(config.targets)}: set alignment's targets"
+            )
+        self.configs[name] = config
+        self.spec = replace(self.spec, adapters=(*[a for a in self.spec.adapters if a != name], name))
+        return found
+
+    def drop_adapter(self, name: str) -> None:
+        lora.drop(self.model, name)
+        del self.configs[name]
+        self.spec = replace(self.spec, adapters=tuple(a for a in self.spec.adapters if a != name))
+
+    def reset(self) -> None:
+        """Back to the base: no adapters, heads or names. Lets one loaded model serve many experiments."""
+        for name in list(self.configs):
+            self.drop_adapter(name)
+        self.heads = nn.ModuleDict()
+        self.user_deltas = {}
+        self.routing.slices = []
+        self.spec = PolicySpec()
+
+    def for_user(self, user: str) -> PolicySpec:
+        """The spec that serves a user: their own deltas on top where they have some, else the shared policy."""
+        own = self.user_deltas.get(user, ())
+        return replace(self.spec, aligned=self.spec.aligned + own) if own else self.spec

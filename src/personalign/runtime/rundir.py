@@ -1,0 +1,204 @@
+"""The folder of one run, named by its identity: what was asked, how far it came, every answer, the record."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from personalign.contracts import UserError
+from personalign.runtime.files import append_line, make_folder, plain_errors, read_jsonl, write_atomic
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+Told = Literal["pending", "running", "done", "failed"]
+Status = Literal["pending", "running", "done", "failed", "interrupted"]
+SCHEMA_VERSION = 1
+PATIENCE = 0.5  # seconds to insist on a lock that somebody may only be asking about
+
+_held: set[int] = set()
+
+
+def _leave_to_parent() -> None:
+    """A forked child, a data loader's worker say, must not keep the lock of a parent that was killed."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class RunDir:
+    """`root/identity`: config.yaml, status.json, run.lock, samples-<rank>.jsonl, record.json, checkpoints/.
+
+    Whoever holds the lock (rank 0) writes; every rank appends answers to its own file. Raises `UserError`
+    where a file cannot be written or read.
+    """
+
+    def __init__(self, root: str | Path, identity: str, rank: int = 0) -> None:
+        self.identity = identity
+        self.rank = rank
+        self.path = Path(root).expanduser() / identity
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints; it is there once a stage has written one."""
+        return self.path / "checkpoints"
+
+    def create(self, cfg: DictConfig) -> None:
+        """Make the folder and write the resolved composition; a new run is pending."""
+        from omegaconf import OmegaConf
+
+        make_folder(self.path)
+        write_atomic(self.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        if not self.details():
+            self.set_status("pending")
+
+    def config(self) -> DictConfig:
+        """The composition as it was resolved."""
+        from omegaconf import DictConfig, OmegaConf
+
+        with plain_errors(self.path / "config.yaml", "read"):
+            cfg = OmegaConf.load(self.path / "config.yaml")
+        assert isinstance(cfg, DictConfig)
+        return cfg
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only one that computes this run; the kernel frees the lock however the process ends.
+
+        Raises `UserError` that names the holder when another process has it.
+        """
+        make_folder(self.path)
+        with plain_errors(self._lock, "write"):
+            descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o666)
+        _held.add(descriptor)
+        try:
+            self._acquire(descriptor)
+            yield
+        finally:
+            if descriptor in _held:
+                _held.remove(descriptor)
+                os.close(descriptor)
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / "run.lock"
+
+    def _acquire(self, descriptor: int) -> None:
+        patience = time.monotonic() + PATIENCE
+        while not _locked(descriptor, fcntl.LOCK_EX):
+            if time.monotonic() > patience:
+                raise UserError(f"the run {self.path} is in use by {_holder(descriptor)}; wait for it, or end it first")
+            time.sleep(PATIENCE / 10)
+        holder = {"pid": os.getpid(), "host": platform.node(), "since": now()}
+        with plain_errors(self._lock, "write"):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+
+    def details(self) -> dict[str, Any]:
+        """status.json: status, error, pid, host, and when it was created, started and ended; {} before that."""
+        told = _json(self.path / "status.json")
+        return {} if told is None else told
+
+    def status(self) -> Status:
+        """Where the run stands; interrupted when it says running and nobody holds its lock."""
+        told: Status = self.details().get("status", "pending")
+        return "interrupted" if told == "running" and self._free() else told
+
+    def _free(self) -> bool:
+        try:
+            with open(self._lock) as stream:
+                return _locked(stream.fileno(), fcntl.LOCK_SH)
+        except OSError:
+            return True
+
+    def set_status(self, status: Told, error: str | None = None) -> None:
+        """Write where the run stands; `running` starts its clock, `done` and `failed` stop it."""
+        before, time = self.details(), now()
+        details = {
+            "status": status,
+            "error": error,
+            "pid": os.getpid(),
+            "host": platform.node(),
+            "created": before.get("created", time),
+            "started": time if status == "running" else before.get("started"),
+            "ended": time if status in ("done", "failed") else None,
+        }
+        write_atomic(self.path / "status.json", json.dumps(details, indent=2) + "\n")
+
+    def append_response(self, row: Mapping[str, Any]) -> None:
+        """Keep one answer (`Response.to_json`, whatever else is known of it): one line, written at once."""
+        append_line(self.path / f"samples-{self.rank}.jsonl", json.dumps(row, ensure_ascii=False))
+
+    def responses(self) -> list[dict[str, Any]]:
+        """The answers of all ranks, one by round, request and sample (the first that was written), in that order."""
+        union: dict[tuple[int, str, int], dict[str, Any]] = {}
+        for path in sorted(self.path.glob("samples-*.jsonl")):
+            for row in read_jsonl(path):
+                if "request" not in row:
+                    raise UserError(f"{path}: an answer without the field 'request'; remove its line")
+                union.setdefault((row.get("round", 0), row["request"], row.get("sample", 0)), row)
+        return [union[key] for key in sorted(union)]
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """Write the result, with the version of its schema."""
+        content = {"schema_version": SCHEMA_VERSION, **record}
+        write_atomic(self.path / "record.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def record(self) -> dict[str, Any] | None:
+        """The result, None before there is one; `UserError` when a newer version wrote it."""
+        record = _json(self.path / "record.json")
+        if record is not None and record["schema_version"] > SCHEMA_VERSION:
+            raise UserError(f"{self.path / 'record.json'} was written by a newer version; upgrade personalign")
+        return record
+
+
+def find_runs(root: str | Path) -> list[RunDir]:
+    """The runs at or directly below a folder, oldest first."""
+    folder = Path(root).expanduser()
+    places = {path.parent for pattern in ("status.json", "*/status.json") for path in folder.glob(pattern)}
+    runs = [RunDir(place.parent, place.name) for place in sorted(place.absolute() for place in places)]
+    return sorted(runs, key=lambda run: str(run.details().get("created")))
+
+
+def _locked(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        told = json.loads(os.pread(descriptor, 4096, 0))
+        return f"process {told['pid']} on {told['host']} since {told['since']}"
+    except (ValueError, KeyError):
+        return "another process"
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    with plain_errors(path, "read"):
+        if not path.is_file():
+            return None
+        content = path.read_bytes()
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); remove it and run the same command again") from error
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,313 @@
+"""The nouns that parts hand to one another: frozen plain data, without torch.
+
+Names follow the survey (arXiv 2503.17003, sections 3 and 4) and PAD (arXiv 2410.04070).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+EventKind = Literal["text", "choice", "rating", "statement", "stance", "attribute"]
+Role = Literal["system", "user", "assistant"]
+Split = Literal["train", "validation", "test"]
+StopReason = Literal["eos", "length", "refused"]
+Deltas = tuple[tuple[str, float], ...]
+
+EVENT_KINDS: tuple[str, ...] = get_args(EventKind)
+SPLITS: tuple[str, ...] = get_args(Split)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat. `content` is plain text: it can never forge a template token."""
+
+    role: Role
+    content: str
+
+
+Messages = tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One thing that a user did; taking the same id in twice changes nothing.
+
+    Payload by kind: text {text}; choice {prompt, chosen, rejected}; rating {prompt, response, rating};
+    statement {text}; stance {stance: {dimension: value in [-1, 1]}}; attribute {name, value}.
+    """
+
+    id: str
+    user: str
+    time: float
+    kind: EventKind
+    payload: Mapping[str, Any]
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a user asks at a time. Recall sees only events before `time`, never the references."""
+
+    id: str
+    user: str
+    messages: Messages
+    time: float = float("inf")
+    references: tuple[str, ...] = ()
+    context: Mapping[str, str] = field(default_factory=dict)
+    split: Split = "test"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A preference of `request.user`: `chosen` over `rejected`.
+
+    `labels` holds, per dimension d, r_d(chosen) - r_d(rejected) where it is known.
+    """
+
+    id: str
+    request: Request
+    chosen: str
+    rejected: str
+    labels: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Stance:
+    """p^u of the survey, section 4.1: named dimensions, mean in [-1, 1], covariance when it was inferred."""
+
+    dimensions: tuple[str, ...]
+    mean: tuple[float, ...]
+    covariance: tuple[tuple[float, ...], ...] | None = None
+
+    @classmethod
+    def of(cls, values: Mapping[str, float]) -> Stance:
+        return cls(tuple(values), tuple(float(v) for v in values.values()))
+
+    def as_dict(self) -> dict[str, float]:
+        return dict(zip(self.dimensions, self.mean, strict=True))
+
+    def dot(self, ratings: Mapping[str, float]) -> float:
+        """R_u(y|c) = (p^u)^T r(y|c); a dimension without a rating counts as neutral."""
+        return sum(p * ratings.get(d, 0.0) for d, p in self.as_dict().items())
+
+
+@dataclass(frozen=True, slots=True)
+class Snippet:
+    """A recalled text, with the event and the user it came from."""
+
+    text: str
+    event: str
+    owner: str
+    score: float = 0.0
+    payload: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserState:
+    """What memory knows of a user that matters for one request; every field may be absent."""
+
+    snippets: tuple[Snippet, ...] = ()
+    profile: str | None = None
+    stance: Stance | None = None
+    vectors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def merged(self, later: UserState) -> UserState:
+        """Combine two memories in order: snippets append, the later of two single values wins."""
+        return UserState(
+            snippets=self.snippets + later.snippets,
+            profile=later.profile if later.profile is not None else self.profile,
+            stance=later.stance if later.stance is not None else self.stance,
+            vectors={**self.vectors, **later.vectors},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A prompt segment: chat messages, turned into tokens by the policy's template."""
+
+    messages: Messages
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A prompt segment: token ids as they are."""
+
+    ids: tuple[int, ...]
+
+
+Segment = Chat | Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One log-probability source over the base vocabulary, with its coefficient in the plan.
+
+    `deltas` names the adapters that are added to the base, with coefficients; () is the base itself.
+    `head` names a map of the last hidden state that is applied before the vocabulary (PAD's value head).
+    """
+
+    prompt: tuple[Segment, ...]
+    weight: float = 1.0
+    deltas: Deltas = ()
+    head: str | None = None
+
+    @property
+    def source(self) -> tuple[tuple[Segment, ...], Deltas, str | None]:
+        return (self.prompt, self.deltas, self.head)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Which tokens may be chosen at a step: all, the k likeliest of one stream, or the plausible ones.
+
+    `plausible` keeps {t: p(t) >= fraction * max p} of that stream (CoPe, contrastive decoding).
+    """
+
+    rule: Literal["all", "top_k", "plausible"] = "all"
+    k: int = 0
+    fraction: float = 0.0
+    stream: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a token is drawn from the combined score. Temperature 0 is greedy; top_k 0 and top_p 1 are off."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_new_tokens: int = 128
+    n: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one answer is made: score(t) = sum_j c_j log p_j(t | prompt_j, prefix) on a candidate set.
+
+    `score_every` = m > 1 lets all streams speak at every m-th token only; between, the candidates' stream
+    speaks alone (a cheaper PAD).
+    """
+
+    streams: tuple[Stream, ...]
+    candidates: Candidates = Candidates()
+    sampling: Sampling = Sampling()
+    score_every: int = 1
+
+    def simplified(self) -> Plan:
+        """Sum streams of equal source and drop those of weight zero, but never the candidates' stream."""
+        read = self.streams[self.candidates.stream].source
+        weights: dict[Any, float] = {}
+        for stream in self.streams:
+            weights[stream.source] = weights.get(stream.source, 0.0) + stream.weight
+        kept = [key for key, weight in weights.items() if weight != 0.0 or key == read]
+        streams = tuple(Stream(p, weights[(p, d, h)], d, h) for p, d, h in kept)
+        rule = self.candidates
+        rule = Candidates(rule.rule, rule.k, rule.fraction, kept.index(read))
+        return Plan(streams, rule, self.sampling, self.score_every)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What an answer took: tokens fed through the network (all streams), generated tokens, seconds."""
+
+    forward_tokens: int = 0
+    new_tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """One answer to one request. Token ids and log-probs exclude the prompt and include the end of text."""
+
+    request: str
+    text: str
+    sample: int = 0
+    round: int = 0
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    stop: StopReason = "eos"
+    cost: Cost = Cost()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Response:
+        values = {**row, "tokens": tuple(row["tokens"]), "logprobs": tuple(row["logprobs"])}
+        return cls(**{**values, "cost": Cost(**row["cost"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The reward of one response for one user, and its ratings per dimension (larger is more of it)."""
+
+    total: float
+    dimensions: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySpec:
+    """The names that a policy offers to a plan.
+
+    `aligned` is what training made of the base, as deltas; `features` maps a dimension to the deltas of
+    its successor feature log pihat_k (PAD, eq. 8); `heads` and `vectors` are names.
+    """
+
+    aligned: Deltas = ()
+    features: Mapping[str, Deltas] = field(default_factory=dict)
+    adapters: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
+    vectors: tuple[str, ...] = ()
+
+
+def last_user_text(messages: Sequence[Message]) -> str:
+    """The newest user turn: what retrieval asks with."""
+    return next((m.content for m in reversed(messages) if m.role == "user"), "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """One answer with all that was measured on it; the input of evaluation.
+
+    `base_nll` is the summed negative log-probability of the answer's tokens under the untouched base model on
+    the plain prompt, in nats over `base_tokens` tokens (fluency).
+    """
+
+    request: Request
+    response: Response
+    truth: Score | None = None
+    guide: Score | None = None
+    base_nll: float = 0.0
+    base_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedPair:
+    """A held-out pair with the system's margin, guide(chosen) - guide(rejected); a tie counts one half."""
+
+    pair: Pair
+    margin: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """A base answer's length in words and its true reward: what controls a reward for length."""
+
+    user: str
+    words: int
+    reward: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One number of a table: mean over users, bootstrap interval by user, how many users and items."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    users: int
+    better: Literal["higher", "lower", "none"] = "higher"

@@ -1,0 +1,148 @@
+"""A small house of its own: a config folder and a module of parts that only these tests know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from personalign.composition import home
+
+PARTS = '''
+from __future__ import annotations
+import sys
+from typing import Literal
+from personalign.contracts import Part, PositiveInt, Fraction
+
+IMPORTED = True
+
+class Users(Part):
+    """Users.
+
+    More of them.
+    """
+    needs = ("reward.truth",)
+    provides = ("pairs", "truth")
+    def __init__(self, *, dimensions: list[str], mixture: dict[str, float], share: Fraction) -> None:
+        self.dimensions, self.mixture, self.share = dimensions, mixture, share
+
+class Keeper(Part):
+    """Keeps."""
+    provides = ("state.snippets",)
+    node = "memory"
+    def __init__(self, *, k: PositiveInt, kinds: tuple[str, ...]) -> None:
+        self.k, self.kinds = k, kinds
+
+class Stance(Keeper):
+    """Knows the stance."""
+    provides = ("state.stance",)
+    def __init__(self) -> None:
+        pass
+
+class Plain(Part):
+    """Answers."""
+    def __init__(self) -> None:
+        pass
+
+class Steer(Part):
+    """Steers."""
+    needs = ("state.stance", "policy.features")
+    paper = "eq. 1"
+    def __init__(self, *, beta: float, mode: Literal["a", "b"] | None, where: str) -> None:
+        self.beta, self.mode, self.where = beta, mode, where
+
+class Exact(Part):
+    """Scores by the stance."""
+    needs = ("state.stance",)
+    def __init__(self, *, scale: float) -> None:
+        self.scale = scale
+
+class Ratio(Part):
+    """Scores by the policy."""
+    needs = ("policy.aligned",)
+    def __init__(self) -> None:
+        pass
+
+class Train(Part):
+    """Trains."""
+    needs = ("pairs",)
+    provides = ("policy.aligned", "policy.features")
+    def __init__(self, *, steps: PositiveInt) -> None:
+        self.steps = steps
+
+class Online(Train):
+    """Trains on what the guide says."""
+    needs = ("reward.guide", "policy.aligned")
+    provides = ()
+    def __init__(self, *, steps: PositiveInt) -> None:
+        self.steps = steps
+'''
+
+CONFIG = """
+defaults:
+  - _self_
+  - data: users
+  - memory: [none]
+  - generation: plain
+  - reward@guide: none
+  - reward@truth: exact
+  - alignment: [none]
+  - trainer: cpu
+  - logger: none
+  - scale: cpu
+  - debug: null
+name: null
+seed: 0
+precision: bf16
+devices: 1
+rounds: 0
+memory: {}
+alignment: {}
+sampling: {temperature: 0.0, top_k: 0, top_p: 1.0, max_new_tokens: 64, n: 1}
+decoding: {batch_size: 8}
+requests: {limit: null}
+prompts: {preference: "{profile}", placement: system}
+paths: {runs: runs, cache: ~/cache}
+"""
+
+FILES = {
+    "data/users": "# Users.\n#   personalign run\n_target_: {m}.Users\ndimensions: [warm, long]\n"
+    "mixture: {{warm: 1}}\nshare: 0.5\n",
+    "memory/none": "# @package _global_\n# Nothing.\n{{}}\n",
+    "memory/keep": "# @package memory.keep\n# Keeps.\n_target_: {m}.Keeper\nk: 2\nkinds: [text]\n",
+    "memory/stance": "# @package memory.stance\n_target_: {m}.Stance\n",
+    "generation/plain": "_target_: {m}.Plain\n",
+    "generation/steer": "_target_: {m}.Steer\nbeta: 1.0\nmode: a\nwhere: ${{paths.cache}}/x\n",
+    "reward/none": "_target_: null\n",
+    "reward/exact": "_target_: {m}.Exact\nscale: 1.0\n",
+    "reward/ratio": "_target_: {m}.Ratio\n",
+    "alignment/none": "# @package _global_\n{{}}\n",
+    "alignment/train": "# @package alignment.train\n_target_: {m}.Train\nsteps: 100\n",
+    "alignment/online": "# @package alignment.online\n_target_: {m}.Online\nsteps: ???\n",
+    "trainer/cpu": "accelerator: cpu\nstrategy: none\ndevices: ${{devices}}\nnum_nodes: 1\n"
+    "process_group_backend: null\nzero_stage: null\noffload: false\n",
+    "trainer/ddp": "accelerator: cpu\nstrategy: ddp\ndevices: ${{devices}}\nnum_nodes: 1\n"
+    "process_group_backend: gloo\nzero_stage: null\noffload: false\n",
+    "logger/none": "kind: none\nproject: p\nentity: null\noffline: true\n",
+    "scale/cpu": "# @package _global_\nsampling: {{max_new_tokens: 32}}\n",
+    "scale/full": "# @package _global_\nsampling: {{max_new_tokens: 128}}\nalignment: {{train: {{steps: 1000}}}}\n",
+    "debug/fast": "# @package _global_\nsampling: {{max_new_tokens: 4}}\n"
+    "alignment: {{train: {{steps: 1}}}}\ngeneration: {{beta: 9.0}}\n",
+}
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with conf/, experiments/ and sweeps/, whose parts are in a module that nobody imports."""
+    module = f"parts_{abs(hash(tmp_path)) % 10**8}"
+    (tmp_path / f"{module}.py").write_text(PARTS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for folder in ("conf", "experiments", "sweeps"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "conf" / "config.yaml").write_text(CONFIG)
+    for name, text in FILES.items():
+        path = tmp_path / "conf" / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text.format(m=module))
+    monkeypatch.setattr(home, "home", lambda: tmp_path)
+    return tmp_path

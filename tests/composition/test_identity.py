@@ -1,0 +1,77 @@
+"""Equal results have equal names, and different results different ones."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from personalign.composition.compose import compose
+from personalign.composition.identity import identity, label
+
+BASE = ["memory=[stance,keep]", "generation=steer", "alignment=train"]
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        ["trainer=ddp", "devices=2"],
+        ["decoding.batch_size=3"],
+        ["name=other"],
+        ["paths.runs=/elsewhere"],
+        ["paths.cache=/elsewhere"],
+        ["generation.beta=1"],
+        ["data.mixture.warm=1.0"],
+        ["scale=cpu"],
+        ["sampling.max_new_tokens=32"],
+        ["prompts.preference='{profile}!'"],
+    ],
+)
+def test_what_leaves_the_result_leaves_the_name(house: Path, same: list[str]) -> None:
+    assert identity(compose([*BASE, *same])) == identity(compose(BASE))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ["seed=1"],
+        ["precision=fp32"],
+        ["rounds=1"],
+        ["requests.limit=3"],
+        ["sampling.n=2"],
+        ["generation.beta=1.5"],
+        ["generation.where=/c/x"],
+        ["memory=[keep,stance]"],
+        ["memory=stance"],
+        ["alignment.train.steps=2"],
+        ["reward@guide=exact"],
+        ["truth.scale=2"],
+        ["data.dimensions=[long,warm]"],
+        ["data.mixture.long=1"],
+    ],
+)
+def test_what_changes_the_result_changes_the_name(house: Path, other: list[str]) -> None:
+    assert identity(compose([*BASE, *other])) != identity(compose(BASE))
+
+
+def test_the_name_is_16_hex_digits_and_the_same_in_every_process(house: Path) -> None:
+    here = identity(compose(BASE))
+    assert len(here) == 16 and int(here, 16) >= 0
+    code = (
+        "import sys; from pathlib import Path; from personalign.composition import home;"
+        f"sys.path.insert(0, {str(house)!r}); home.home = lambda: Path({str(house)!r});"
+        "from personalign.composition.compose import compose;"
+        "from personalign.composition.identity import identity;"
+        f"print(identity(compose({BASE!r})))"
+    )
+    env = {**os.environ, "PYTHONHASHSEED": "7"}
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, env=env).strip() == here
+
+
+def test_labels(house: Path) -> None:
+    assert label(compose()) == "plain"
+    assert label(compose(BASE)) == "steer + stance + keep + train"
+    assert label(compose([*BASE, "name=PAD"])) == "PAD"

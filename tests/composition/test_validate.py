@@ -1,0 +1,107 @@
+"""A composition is legal when every need is provided earlier on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from personalign.composition.compose import compose
+from personalign.composition.validate import IllegalComposition, problems
+
+STEPS = "alignment.online.steps=1"
+
+
+@pytest.mark.parametrize(
+    "legal",
+    [
+        [],
+        ["memory=stance", "generation=steer", "alignment=train"],
+        ["memory=stance", "reward@guide=exact"],
+        ["alignment=train", "reward@guide=ratio"],
+        ["alignment=[train,online]", "reward@guide=ratio", STEPS],
+        ["memory=stance", "alignment=[train,online]", "reward@guide=exact", STEPS],
+        ["trainer=ddp", "devices=2"],
+    ],
+)
+def test_what_is_legal(house: Path, legal: list[str]) -> None:
+    assert problems(compose(legal)) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["generation=steer", "alignment=train"], ["generation=steer needs state.stance: add memory=stance"]),
+        (["generation=steer", "memory=stance"], ["generation=steer needs policy.features: add alignment=train"]),
+        (
+            ["generation=steer", "memory=keep"],
+            [
+                "generation=steer needs state.stance: add memory=stance",
+                "generation=steer needs policy.features: add alignment=train",
+            ],
+        ),
+        (["reward@guide=exact"], ["reward@guide=exact needs state.stance: add memory=stance"]),
+        (["reward@guide=ratio"], ["reward@guide=ratio needs policy.aligned: add alignment=train"]),
+        (["reward@truth=none"], ["data=users needs reward.truth: use reward@truth=exact|ratio"]),
+        (
+            ["reward@truth=ratio"],
+            ["reward@truth=ratio needs policy.aligned, which nothing before it can provide"],
+        ),
+        (
+            ["alignment=[online,train]", "reward@guide=ratio", STEPS],
+            [
+                "alignment=online needs reward.guide: reward@guide=ratio comes later",
+                "alignment=online needs policy.aligned: put alignment=train before it",
+            ],
+        ),
+        (
+            ["alignment=[train,online]", STEPS],
+            ["alignment=online needs reward.guide: use reward@guide=exact|ratio"],
+        ),
+        (["devices=2"], ["devices=2 num_nodes=1: trainer=cpu is one process: use trainer=ddp"]),
+        (["trainer.zero_stage=2"], ["trainer.zero_stage=2 does not go with trainer.strategy=none"]),
+        (["trainer.strategy=deepspeed"], ["trainer.zero_stage=None does not go with trainer.strategy=deepspeed"]),
+    ],
+)
+def test_what_is_not(house: Path, overrides: list[str], said: list[str]) -> None:
+    with pytest.raises(IllegalComposition) as caught:
+        compose(overrides)
+    assert str(caught.value).splitlines() == said
+
+
+def test_truth_reads_the_true_state_that_data_provides(house: Path) -> None:
+    """Reward `exact` needs state.stance; as truth it has it from data, whatever memory knows."""
+    users = house / "conf" / "data" / "users.yaml"
+    assert problems(compose(["memory=none"])) == []
+    users.write_text(users.read_text().replace(".Users", ".Blind"))
+    module = next(house.glob("parts_*.py"))
+    module.write_text(
+        module.read_text()
+        + "class Blind(Users):\n    provides = ('pairs',)\n    def __init__(self, *, dimensions: list[str],"
+        " mixture: dict[str, float], share: Fraction) -> None: ...\n"
+    )
+    with pytest.raises(
+        IllegalComposition, match="^reward@truth=exact needs truth, which nothing before it can provide$"
+    ):
+        compose(["memory=stance"])
+
+
+def test_problems_of_a_composition_that_was_edited(house: Path) -> None:
+    cfg = compose(["memory=[keep,stance]"])
+    OmegaConf.set_struct(cfg, False)
+    cfg.memory.keep.k = 0
+    cfg.memory.keep.extra = 1
+    del cfg.data["share"]
+    del cfg["seed"]
+    cfg.sampling.topk = 1
+    cfg.odd = {}
+    found = problems(cfg)
+    assert sorted(line.split(":")[0] for line in found) == [
+        "data.share is missing",
+        "memory.keep.extra",
+        "memory.keep.k=0",
+        "odd",
+        "sampling.topk",
+        "seed is missing",
+    ]

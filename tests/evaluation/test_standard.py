@@ -1,0 +1,101 @@
+"""The whole set of figures, each against a computation by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from personalign.evaluation.standard import Standard
+from personalign.types import Calibration, Cost, Judged, JudgedPair, Message, Pair, Request, Response, Score
+
+STANDARD = Standard(resamples=300, level=0.95, few_users=5, bootstrap_seed=0, length_shrinkage=0.0, tie=0.1)
+
+
+def request(user: str, name: str) -> Request:
+    return Request(id=name, user=user, messages=(Message("user", "Say something."),))
+
+
+def answer(user: str, name: str, said: str, reward: float | None, **values: float) -> Judged:
+    cost = Cost(forward_tokens=30, new_tokens=10, seconds=values.get("seconds", 2.0))
+    response = Response(request=name, text=said, cost=cost, stop="length" if user == "v" else "eos")
+    truth = None if reward is None else Score(reward, {"warmth": reward / 2})
+    nll = values.get("nll", 20.0)
+    return Judged(request=request(user, name), response=response, truth=truth, base_nll=nll, base_tokens=10)
+
+
+ANSWERS = [
+    answer("u", "1", "a b a b a b", 1.0),
+    answer("u", "2", "one two three four", 3.0, nll=40.0),
+    answer("v", "3", "", 4.0, seconds=5.0),
+]
+
+
+def pair(user: str, margin: float) -> JudgedPair:
+    return JudgedPair(pair=Pair(id="p", request=request(user, "1"), chosen="y", rejected="n"), margin=margin)
+
+
+def test_every_figure_by_hand() -> None:
+    calibration = [Calibration(user=u, words=w, reward=0.5 * math.log1p(w)) for u in "uv" for w in (3, 8)]
+    found = STANDARD.measure(ANSWERS, [pair("u", 1.0), pair("u", 0.0), pair("v", -1.0)], calibration)
+    middle = (math.log1p(3) + math.log1p(8)) / 2
+    at_length = [r - 0.5 * (math.log1p(w) - middle) for r, w in ((1.0, 6), (3.0, 4), (4.0, 0))]
+    loop = 2 / 5 * 2 / 4 * 2 / 3
+    expected = {
+        "reward": 3.0,
+        "reward_at_length": ((at_length[0] + at_length[1]) / 2 + at_length[2]) / 2,
+        "reward.warmth": 1.5,
+        "alignment_accuracy": (0.75 + 0.0) / 2,
+        "diversity": (loop + 1) / 2,
+        "repetition": (1 / 3 + 0) / 2,
+        "distinct": (2 + 3) / 8 * (2 + 2) / 6 * (2 + 1) / 4,
+        "words": (5 + 0) / 2,
+        "perplexity": math.exp((60 / 20 + 20 / 10) / 2),
+        "tokens_per_second": (20 / 4 + 10 / 5) / 2,
+        "forward_tokens_per_token": 3.0,
+        "eos_rate": 0.5,
+        "refusal_rate": 0.0,
+    }
+    assert {name: figure.value for name, figure in found.items()} == pytest.approx(expected)
+    assert (found["reward"].n, found["reward"].users) == (3, 2)
+    assert (found["diversity"].n, found["diversity"].users) == (2, 1)
+    assert all(f.low <= f.value <= f.high for f in found.values())
+    sides = {name: found[name].better for name in ("reward", "reward.warmth", "perplexity", "words")}
+    assert sides == {"reward": "higher", "reward.warmth": "none", "perplexity": "lower", "words": "none"}
+
+
+def test_what_is_missing_is_left_out() -> None:
+    blind = [answer("u", "1", "some words are said here", None)]
+    found = STANDARD.measure(blind, [], [])
+    assert not {name for name in found if name.startswith("reward") or name == "alignment_accuracy"}
+    assert {"diversity", "perplexity", "words"} <= found.keys()
+    untimed = [replace(blind[0], response=replace(blind[0].response, cost=Cost()), base_tokens=0)]
+    left = STANDARD.measure(untimed, [], [])
+    assert not left.keys() & {"perplexity", "tokens_per_second", "forward_tokens_per_token"}
+    assert STANDARD.measure([], [], []) == {}
+
+
+def test_order_of_answers_changes_nothing() -> None:
+    assert STANDARD.measure(ANSWERS, [], []) == STANDARD.measure(ANSWERS[::-1], [], [])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_none_names_its_answer(bad: float) -> None:
+    with pytest.raises(ValueError, match=r"reward \(total\) of the answer to request '7' of user 'w'"):
+        STANDARD.measure([*ANSWERS, answer("w", "7", "words", bad)], [], [])
+    with pytest.raises(ValueError, match="log-probability of the answer to request '7'"):
+        STANDARD.measure([answer("w", "7", "words", 1.0, nll=bad)], [], [])
+    with pytest.raises(ValueError, match="margin of pair 'p' of user 'u'"):
+        STANDARD.measure([], [pair("u", bad)], [])
+    with pytest.raises(ValueError, match="calibration answer of user 'u'"):
+        STANDARD.measure([], [], [Calibration(user="u", words=3, reward=bad)])
+
+
+def test_compare_averages_samples_of_a_request() -> None:
+    base = [answer("u", "1", "x", 0.0), answer("u", "2", "x", 0.0)]
+    run = [answer("u", "1", "x", 1.0), answer("u", "1", "x", -0.9), answer("u", "2", "x", 2.0)]
+    found = STANDARD.compare(run, base)
+    assert found and (found.win, found.tie, found.lose) == (1, 1, 0)
+    assert found.difference.value == pytest.approx((0.05 + 2.0) / 2)
+    assert STANDARD.compare([answer("u", "1", "x", None)], base) is None

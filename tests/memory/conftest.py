@@ -1,0 +1,57 @@
+"""Events and memories that the memory tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from personalign.contracts import Memory
+from personalign.memory.bm25 import BM25
+from personalign.memory.recency import Recency
+from personalign.memory.stance_stated import StanceStated
+from personalign.memory.statement import Statement
+from personalign.types import Event, Message, Request
+
+KINDS = ["text", "statement", "choice", "rating"]
+PAYLOADS: dict[str, dict[str, Any]] = {
+    "text": {"text": "a walk in the woods"},
+    "statement": {"text": "I like short answers."},
+    "choice": {"prompt": "What is tea?", "chosen": "A drink.", "rejected": "No idea."},
+    "rating": {"prompt": "What is rain?", "response": "Water.", "rating": 4},
+    "attribute": {"name": "age", "value": 44},
+    "stance": {"stance": {"warmth": 0.5, "length": -1}},
+}
+
+
+def make_event(id: str, kind: str = "text", *, user: str = "ada", time: float = 0.0, **payload: Any) -> Event:
+    return Event(id=id, user=user, time=time, kind=kind, payload=payload or PAYLOADS[kind])  # type: ignore[arg-type]
+
+
+def make_request(text: str = "Any news?", *, user: str = "ada", time: float = float("inf")) -> Request:
+    return Request(id="q", user=user, time=time, messages=(Message("user", text),))
+
+
+MEMORIES: dict[str, tuple[Callable[[], Memory], str]] = {
+    "recency": (lambda: Recency(k=3, kinds=KINDS), "text"),
+    "bm25": (lambda: BM25(k=3, k1=1.5, b=0.75, kinds=KINDS), "text"),
+    "statement": (lambda: Statement(k=3, separator=" "), "statement"),
+    "stance_stated": (StanceStated, "stance"),
+}
+
+
+@pytest.fixture
+def event() -> Callable[..., Event]:
+    return make_event
+
+
+@pytest.fixture
+def request_of() -> Callable[..., Request]:
+    return make_request
+
+
+@pytest.fixture(params=MEMORIES)
+def any_memory(request: pytest.FixtureRequest) -> tuple[Callable[[], Memory], str]:
+    """Each memory's constructor, with a kind of event that it keeps."""
+    return MEMORIES[request.param]
