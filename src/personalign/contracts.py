@@ -139,9 +139,11 @@ class Reward(Part, ABC):
         """Take the policy that the reward reads, and how the system would plan a request."""
 
     @abstractmethod
-    def score(
-        self, request: Request, state: UserState, responses: Sequence[str]
-    ) -> list[Score]: ...
+    def score(self, request: Request, state: UserState, responses: Sequence[str]) -> list[Score]: ...
+
+    def score_all(self, asked: Sequence[tuple[Request, UserState, Sequence[str]]]) -> list[list[Score]]:
+        """Many requests at once; a reward that runs a network batches them."""
+        return [self.score(*one) for one in asked]
 
 
 class Stage(Part, ABC):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from personalign.composition import home
 
@@ -78,31 +79,18 @@ class Online(Train):
         self.steps = steps
 '''
 
-CONFIG = """
-defaults:
-  - _self_
-  - data: users
-  - memory: [none]
-  - generation: plain
-  - reward@guide: none
-  - reward@truth: exact
-  - alignment: [none]
-  - trainer: cpu
-  - logger: none
-  - scale: cpu
-  - debug: null
-name: null
-seed: 0
-precision: bf16
-devices: 1
-rounds: 0
-memory: {}
-alignment: {}
-sampling: {temperature: 0.0, top_k: 0, top_p: 1.0, max_new_tokens: 64, n: 1}
-decoding: {batch_size: 8}
-requests: {limit: null}
-prompts: {preference: "{profile}", placement: system}
-paths: {runs: runs, cache: ~/cache}
+DEFAULTS = """
+- _self_
+- data: users
+- memory: [none]
+- generation: plain
+- reward@guide: none
+- reward@truth: exact
+- alignment: [none]
+- trainer: cpu
+- logger: none
+- scale: cpu
+- debug: null
 """
 
 FILES = {
@@ -119,16 +107,14 @@ FILES = {
     "alignment/none": "# @package _global_\n{{}}\n",
     "alignment/train": "# @package alignment.train\n_target_: {m}.Train\nsteps: 100\n",
     "alignment/online": "# @package alignment.online\n_target_: {m}.Online\nsteps: ???\n",
-    "trainer/cpu": "accelerator: cpu\nstrategy: none\ndevices: ${{devices}}\nnum_nodes: 1\n"
-    "process_group_backend: null\nzero_stage: null\noffload: false\n",
-    "trainer/ddp": "accelerator: cpu\nstrategy: ddp\ndevices: ${{devices}}\nnum_nodes: 1\n"
-    "process_group_backend: gloo\nzero_stage: null\noffload: false\n",
-    "logger/none": "kind: none\nproject: p\nentity: null\noffline: true\n",
     "scale/cpu": "# @package _global_\nsampling: {{max_new_tokens: 32}}\n",
     "scale/full": "# @package _global_\nsampling: {{max_new_tokens: 128}}\nalignment: {{train: {{steps: 1000}}}}\n",
     "debug/fast": "# @package _global_\nsampling: {{max_new_tokens: 4}}\n"
     "alignment: {{train: {{steps: 1}}}}\ngeneration: {{beta: 9.0}}\n",
 }
+
+# Groups without parts are typed by the package, so that their files are the shipped ones.
+SHIPPED = {"trainer/cpu": "trainer/cpu", "trainer/ddp": "trainer/ddp_cpu", "logger/none": "logger/none"}
 
 
 @pytest.fixture
@@ -139,10 +125,15 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(tmp_path))
     for folder in ("conf", "experiments", "sweeps"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "conf" / "config.yaml").write_text(CONFIG)
-    for name, text in FILES.items():
+    conf = home.home() / "conf"
+    config = yaml.safe_load((conf / "config.yaml").read_text())
+    config |= {"defaults": yaml.safe_load(DEFAULTS), "paths": {"runs": "runs", "cache": "~/cache"}}
+    (tmp_path / "conf" / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    texts = {name: text.format(m=module) for name, text in FILES.items()}
+    texts |= {name: (conf / f"{source}.yaml").read_text() for name, source in SHIPPED.items()}
+    for name, text in texts.items():
         path = tmp_path / "conf" / f"{name}.yaml"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(text.format(m=module))
+        path.write_text(text)
     monkeypatch.setattr(home, "home", lambda: tmp_path)
     return tmp_path

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
@@ -144,7 +144,8 @@ def test_a_contextual_user_wants_the_opposite_on_some_topics() -> None:
 
 
 def test_every_dimension_can_be_spoken_of() -> None:
-    assert set(PHRASES) == set(DIMENSIONS)
+    offered = get_args(get_args(get_type_hints(ExactUsers.__init__)["active"])[0])
+    assert offered == tuple(PHRASES) == tuple(DIMENSIONS)
     said = [phrase for signs in PHRASES.values() for phrases in signs for phrase in phrases]
     assert len(set(said)) == len(said)
 

@@ -12,6 +12,7 @@ import yaml
 
 from personalign.contracts import UserError
 from personalign.data.psoups_eval import PSoupsEval
+from personalign.reward.dimensions import DIMENSIONS
 
 CONF = Path(__file__).parents[2] / "conf" / "data" / "psoups_eval.yaml"
 REAL = Path(os.environ.get("PERSONALIGN_DATA", "")) / "psoups_eval"
@@ -136,6 +137,12 @@ def test_shipped_users_are_the_eight_combinations(path: Path) -> None:
     assert all(set(stance) == {"grade", "length", "concreteness"} for stance in stances.values())
     assert stances["exp_con_fac"] == {"grade": 1.0, "length": -1.0, "concreteness": 1.0}
     data.require(("truth", "events.stance"))
+
+
+@pytest.mark.parametrize("choice", ["alignx_psoups", "psoups_eval"])
+def test_shipped_stances_are_of_dimensions_that_can_be_computed(choice: str) -> None:
+    stances = yaml.safe_load((CONF.parent / f"{choice}.yaml").read_text())["stances"]
+    assert stances and {name for stance in stances.values() for name in stance} <= set(DIMENSIONS)
 
 
 @pytest.mark.skipif(

@@ -37,6 +37,8 @@ def test_syllables(word: str, count: int) -> None:
         ("grade", "1. Bread\n2. Milk", 0.39 * 1 + 11.8 * 1 - 15.59),
         # 100 words without a full stop count as sentences of 40.
         ("grade", "cat " * 100, 0.39 * 40 + 11.8 - 15.59),
+        # One endless word counts as its first 30 letters: 15 syllables.
+        ("grade", "lo" * 1000, 0.39 + 11.8 * 15 - 15.59),
         # 8 words: 2 articles and 1 preposition; 1 pronoun; 1 short form and 1 exclamation mark.
         ("formality", "The cat of the house didn't like us!", 100 * (3 - 1 - 2) / 8),
         ("formality", "A letter to the director of the bank", 100 * 5 / 8),

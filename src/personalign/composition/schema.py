@@ -52,6 +52,7 @@ class RequestValues(_Strict):
     """Which held-out requests are asked."""
 
     limit: PositiveInt | None
+    pairs: PositiveInt | None
 
 
 class PromptValues(_Strict):

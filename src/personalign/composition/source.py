@@ -66,7 +66,7 @@ def _file(module: str) -> Path | None:
         return None
     if spec is None:
         return None
-    if not rest and spec.origin:
+    if not rest and spec.origin and spec.has_location:
         return Path(spec.origin)
     for root in spec.submodule_search_locations or ():
         base = Path(root, *rest)

@@ -61,9 +61,7 @@ def clusters(population: Population, index: int) -> Persona:
     """One of `clusters` signed centres in turn, plus Gaussian noise of deviation `spread`, to length 1."""
     centre = _signed(population, "centre", index % population.clusters)
     stream = population.stream("clusters", index)
-    return Persona(
-        _unit({d: centre.get(d, 0.0) + stream.gauss(0.0, population.spread) for d in population.active})
-    )
+    return Persona(_unit({d: centre.get(d, 0.0) + stream.gauss(0.0, population.spread) for d in population.active}))
 
 
 def contextual(population: Population, index: int) -> Persona:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from random import Random
 
 from personalign.data.exact_stances import Persona
@@ -86,6 +86,6 @@ def _listed(topics: tuple[str, ...]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def unknown_dimensions(names: list[str] | Mapping[str, float]) -> list[str]:
+def unknown_dimensions(names: Sequence[str]) -> list[str]:
     """Those of the names that no statement can be made of."""
     return [name for name in names if name not in PHRASES]

@@ -48,7 +48,9 @@ class ExactUsers(Data):
         self,
         *,
         kind: Literal["signed", "dirichlet", "clusters", "contextual"],
-        active: list[str],
+        active: list[
+            Literal["length", "grade", "warmth", "formality", "concreteness", "structure", "address", "caution"]
+        ],
         users: PositiveInt,
         held_out: NaturalInt,
         cold: NaturalInt,
@@ -88,9 +90,7 @@ class ExactUsers(Data):
         names = list(self._personas)
         self._seen, self._cold = names[: users - held_out - cold], set(names[users - cold :])
         self._history, self._count, self._min_gap, self._noise = history, pairs_per_user, min_gap, noise
-        sampling = Sampling(
-            temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, n=samples_per_prompt
-        )
+        sampling = Sampling(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, n=samples_per_prompt)
         asked = [prompt for chosen in self._prompts.values() for prompt in chosen]
         self._source = Source(pool, model, sampling, asked, cache)
         self._reward: Reward | None = None
@@ -212,15 +212,14 @@ def _choice(pair: Pair) -> dict[str, str]:
     return {"prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected}
 
 
-def _check(active: list[str], users: int, held_out: int, cold: int, samples: int) -> None:
+def _check(active: Sequence[str], users: int, held_out: int, cold: int, samples: int) -> None:
     if not active or len(set(active)) < len(active):
         raise UserError("data.active must name one or more dimensions, each once")
     if unknown := unknown_dimensions(active):
         raise UserError(f"data.active: no dimension {', '.join(unknown)}")
     if held_out + cold >= users:
         raise UserError(
-            f"data.users={users} leaves no seen user besides data.held_out={held_out} and data.cold={cold}: "
-            "raise it"
+            f"data.users={users} leaves no seen user besides data.held_out={held_out} and data.cold={cold}: raise it"
         )
     if samples < 2:
         raise UserError("data.samples_per_prompt must be 2 or more: a pair needs two answers")

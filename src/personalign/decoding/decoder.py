@@ -42,18 +42,22 @@ class Decoder:
         self.batch_size = batch_size
 
     def groups(self, jobs: Sequence[Job]) -> list[list[Job]]:
-        """Jobs of one kind (candidates, sampling, interval) together, in their order, `batch_size` answers each."""
-        kinds: dict[object, list[Job]] = {}
+        """Jobs of one kind (candidates, sampling, interval) together, in their order, `batch_size` answers each.
+
+        Jobs with an equal greedy plan are one answer: they share a group and are decoded once.
+        """
+        kinds: dict[object, dict[object, list[Job]]] = {}
         for job in jobs:
             plan = job.plan.simplified()
             kind = (replace(plan.candidates, stream=0), replace(plan.sampling, seed=0), plan.score_every)
-            kinds.setdefault(kind, []).append(replace(job, plan=plan))
-        return [group for alike in kinds.values() for group in self._split(alike)]
+            same = plan if plan.sampling.temperature == 0.0 else job.request
+            kinds.setdefault(kind, {}).setdefault(same, []).append(replace(job, plan=plan))
+        return [group for alike in kinds.values() for group in self._split(list(alike.values()))]
 
-    def _split(self, jobs: list[Job]) -> Iterator[list[Job]]:
-        size = max(1, self.batch_size // jobs[0].plan.sampling.n)
-        for start in range(0, len(jobs), size):
-            yield jobs[start : start + size]
+    def _split(self, answers: list[list[Job]]) -> Iterator[list[Job]]:
+        size = max(1, self.batch_size // answers[0][0].plan.sampling.n)
+        for start in range(0, len(answers), size):
+            yield [job for same in answers[start : start + size] for job in same]
 
     def generate(self, jobs: Sequence[Job], on_group: Done | None = None) -> list[Response]:
         """All answers in the order of the groups; `on_group` sees each group's answers as soon as they are whole."""

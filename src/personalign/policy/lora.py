@@ -47,6 +47,16 @@ class Routing:
                     self.slices.append((start, stop, rows[start]))
                 start = stop
 
+    def regions(self, rows: int) -> list[tuple[int, Deltas]]:
+        """The slices as (number of rows, deltas) from the first row to the last, gaps filled with the base."""
+        found: list[tuple[int, Deltas]] = []
+        end = 0
+        for start, stop, deltas in self.slices:
+            stop = rows if stop is None else stop
+            found += [(start - end, ()), (stop - start, deltas)]
+            end = stop
+        return [(n, deltas) for n, deltas in [*found, (rows - end, ())] if n]
+
 
 class LoRADelta(nn.Module):
     """One adapter on one linear layer. A [r, in] and B [out, r] are float32 masters, used in the input's type."""
@@ -66,9 +76,14 @@ class LoRADelta(nn.Module):
         if torch.is_grad_enabled() and self.A.requires_grad:
             return self.A.to(dtype), (self.B * self.scale).to(dtype)
         version = self.A._version + self.B._version
-        if self._cast is None or self._cast[0] != version or self._cast[1].dtype != dtype:
+        if self._cast is None or self._cast[0] != version or not self._usable(self._cast[1], dtype):
             self._cast = (version, self.A.detach().to(dtype), (self.B.detach() * self.scale).to(dtype))
         return self._cast[1], self._cast[2]
+
+    def _usable(self, cast: Tensor, dtype: torch.dtype) -> bool:
+        """A copy made in inference mode cannot take part in a graph; one from before a move lies elsewhere."""
+        here = cast.dtype == dtype and cast.device == self.A.device
+        return here and not (cast.is_inference() and torch.is_grad_enabled())
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> the delta [..., out], scale included."""
@@ -104,6 +119,8 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [rows, time, in] -> [rows, time, out]."""
         y: Tensor = self.base(x)
+        if len(self.routing.slices) > 1 and torch.is_grad_enabled():
+            return y + self._tiled(x)
         for start, stop, deltas in self.routing.slices:
             whole = start == 0 and stop is None
             term = self.mixture(x if whole else x[start:stop], deltas)
@@ -114,6 +131,17 @@ class LoRALinear(nn.Module):
             else:
                 y[start:stop] += term
         return y
+
+    def _tiled(self, x: Tensor) -> Tensor:
+        """All rows' deltas; for training, where writing into slices would copy the gradient for each of them."""
+        regions = self.routing.regions(len(x))
+        parts = x.split([rows for rows, _ in regions])
+        terms = [self.mixture(part, deltas) for part, (_, deltas) in zip(parts, regions, strict=True)]
+        zeros = x.new_zeros(())
+        shapes = [(*part.shape[:-1], self.base.out_features) for part in parts]
+        return torch.cat(
+            [zeros.expand(s) if t is None else t for t, s in zip(terms, shapes, strict=True)]
+        )
 
 
 def layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
@@ -129,7 +157,7 @@ def adapt(model: nn.Module, name: str, config: LoRAConfig, routing: Routing) -> 
         leaf = path.rsplit(".", 1)[-1]
         if leaf in config.targets and isinstance(module, (nn.Linear, LoRALinear)):
             layer = module if isinstance(module, LoRALinear) else _wrap(model, path, module, routing)
-            layer.deltas[name] = LoRADelta(layer.base, config)
+            layer.deltas[name] = LoRADelta(layer.base, config).eval()
 
 
 def _wrap(model: nn.Module, path: str, linear: nn.Linear, routing: Routing) -> LoRALinear:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from personalign.contracts import UserError
-from personalign.policy import chat, lora
+from personalign.policy import attention, chat, lora
 from personalign.types import Deltas, Messages, PolicySpec
 
 
@@ -22,6 +22,7 @@ class Policy:
     """
 
     def __init__(self, model: Any, tokenizer: Any, label: str) -> None:
+        attention.install(model)
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.label = label

@@ -44,6 +44,7 @@ HEDGES = vocabulary(
 SHORT_FORM = re.compile(r"(?:n't|'(?:m|re|ve|ll|d))\Z")
 # VADER's time grows with the square of a text, and its compound saturates: hence short windows.
 WINDOW, WINDOWS = 20, 200
+LONGEST = 30
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,13 @@ def length(text: Text) -> float:
 def grade(text: Text) -> float:
     """Flesch-Kincaid grade: 0.39 words per sentence + 11.8 syllables per word - 15.59 (Kincaid et al. 1975).
 
-    The mean sentence counts as 40 words at most, so that a text without full stops does not win.
+    A mean sentence counts as 40 words and a word as its first 30 letters at most, so that a text without
+    full stops or spaces does not win.
     """
     words = [word for sentence in text.sentences for word in sentence]
     pace = min(len(words) / len(text.sentences), 40.0)
-    return 0.39 * pace + 11.8 * sum(map(syllables, words)) / len(words) - 15.59
+    spoken = sum(syllables(word[:LONGEST]) for word in words)
+    return 0.39 * pace + 11.8 * spoken / len(words) - 15.59
 
 
 @lru_cache(maxsize=1)
@@ -118,7 +121,7 @@ def warmth(text: Text) -> float:
 
     A last window of less than 10 words joins the one before; the first 200 windows count.
     """
-    tokens = [token[:40] for token in text.raw.split(maxsplit=WINDOW * WINDOWS)[: WINDOW * WINDOWS]]
+    tokens = [token[:LONGEST] for token in text.raw.split(maxsplit=WINDOW * WINDOWS)[: WINDOW * WINDOWS]]
     starts = list(range(0, len(tokens), WINDOW))
     if len(starts) > 1 and len(tokens) - starts[-1] < WINDOW // 2:
         starts.pop()
@@ -167,7 +170,7 @@ DIMENSIONS: dict[str, Callable[[Text], float]] = {
 }
 
 
-@lru_cache(maxsize=1 << 15)
+@lru_cache(maxsize=1 << 14)
 def _rate(text: str) -> tuple[float, ...]:
     read = Text(text.replace("\u2019", "'"))
     if not read.words:

@@ -22,9 +22,7 @@ class Exact(Reward):
     paper = "arXiv 2503.17003, section 4.1"
     node = "personalized rewarding / explicit preference"
 
-    def __init__(
-        self, *, center: dict[str, float], scale: dict[str, float], clip: PositiveFloat | None
-    ) -> None:
+    def __init__(self, *, center: dict[str, float], scale: dict[str, float], clip: PositiveFloat | None) -> None:
         """`center` and `scale` are in the raw units of each dimension, `clip` in standard deviations."""
         _complete("center", center)
         _complete("scale", scale)
@@ -37,8 +35,7 @@ class Exact(Reward):
         stance = state.stance or Stance((), ())
         if unknown := [name for name in stance.dimensions if name not in DIMENSIONS]:
             raise UserError(
-                f"user {request.user}: reward exact cannot rate {', '.join(unknown)}; "
-                f"it rates {', '.join(DIMENSIONS)}"
+                f"user {request.user}: reward exact cannot rate {', '.join(unknown)}; it rates {', '.join(DIMENSIONS)}"
             )
         ratings = [self.ratings(text) for text in responses]
         return [Score(stance.dot(rating), rating) for rating in ratings]
@@ -47,8 +44,7 @@ class Exact(Reward):
         """The standardised rating of a text on every dimension."""
         spoken = WORD.search(text) is not None
         return {
-            name: self._standard(name, raw) if spoken or name == "length" else 0.0
-            for name, raw in rate(text).items()
+            name: self._standard(name, raw) if spoken or name == "length" else 0.0 for name, raw in rate(text).items()
         }
 
     def _standard(self, name: str, raw: float) -> float:

@@ -11,6 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
+from urllib.parse import urlparse
 
 from packaging.specifiers import SpecifierSet
 
@@ -20,7 +21,7 @@ from personalign.runtime.logs import gpu_present, quiet
 GIB = 2**30
 MEMORY_NEEDED = 3 * GIB  # training the embedded model, batch 4 of 256 tokens, peaks at 2.9 GiB
 DISK_NEEDED = 2 * GIB
-WANDB_HOST = "api.wandb.ai"
+WANDB = "https://api.wandb.ai"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,9 @@ def threading() -> Check:
     if count != len(threads.limited(cores, threads.quota(threads.CGROUP))):
         return Check("threads", False, value, "unset OMP_NUM_THREADS (and MKL_NUM_THREADS), so that all cores are used")
     if count > 1 and not bound and not gpu_present():
-        return Check("threads", False, value, "unset OMP_PROC_BIND or set it to true: unbound threads can be far slower")
+        return Check(
+            "threads", False, value, "unset OMP_PROC_BIND or set it to true: unbound threads can be far slower"
+        )
     return Check("threads", True, value)
 
 
@@ -178,6 +181,7 @@ def logged_in() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(WANDB_HOST) is not None
+        host = urlparse(os.environ.get("WANDB_BASE_URL", WANDB)).netloc
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -33,14 +34,28 @@ REASONS = {
 
 @contextmanager
 def plain_errors(path: str | Path, doing: str) -> Iterator[None]:
-    """Turn an `OSError` of the body into a `UserError` that names the path, the cause and the remedy."""
+    """Turn an `OSError` of the body, or what torch and safetensors make of one, into a `UserError` that names
+    the path, the cause and the remedy."""
     try:
         yield
-    except OSError as error:
-        cause, remedy = REASONS.get(
-            error.errno or 0, (error.strerror or str(error), f"check the disk or {ELSEWHERE}")
-        )
+    except Exception as error:
+        number = _error_number(error)
+        if number is None:
+            raise
+        unknown = (os.strerror(number) if number else "it could not be finished", f"check the disk or {ELSEWHERE}")
+        cause, remedy = REASONS.get(number, unknown)
         raise UserError(f"cannot {doing} {path}: {cause}; {remedy}") from error
+
+
+def _error_number(error: Exception) -> int | None:
+    """The system's error behind an exception: 0 where it is not told, None where there is none."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    told = re.search(r"\(os error (\d+)\)", str(error))  # safetensors
+    if told:
+        return int(told[1])
+    writing = isinstance(error, RuntimeError) and re.search("inline_container|PytorchStreamWriter", str(error))
+    return 0 if writing else None
 
 
 def make_folder(path: str | Path) -> Path:

@@ -89,6 +89,7 @@ class RunDir:
         _held.add(descriptor)
         try:
             self._acquire(descriptor)
+            self._sweep()
             yield
         finally:
             if descriptor in _held:
@@ -109,6 +110,11 @@ class RunDir:
         with plain_errors(self._lock, "write"):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+
+    def _sweep(self) -> None:
+        """Remove what a write that was killed left behind."""
+        for left in self.path.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
 
     def details(self) -> dict[str, Any]:
         """status.json: status, error, pid, host, and when it was created, started and ended; {} before that."""

@@ -121,11 +121,12 @@ def _environment(mine: Share, processes: int) -> dict[str, str]:
 
 
 def _late(mine: Share, wanted: dict[str, str]) -> None:
-    if all(os.environ.get(name) == value for name, value in wanted.items()):
+    bound_by_user = "OMP_PROC_BIND" not in wanted
+    if bound_by_user or all(os.environ.get(name) == value for name, value in wanted.items()):
         return
     if "OMP_NUM_THREADS" in wanted:
         sys.modules["torch"].set_num_threads(mine.threads)
-    if mine.bound and "OMP_PROC_BIND" in wanted:
+    if mine.bound and mine.threads > 1:
         warnings.warn(
             "torch was imported before its threads could be bound to cores, which can slow the CPU down many times: "
             "call personalign.runtime.threads.configure() first, or start Python with OMP_PROC_BIND=true",

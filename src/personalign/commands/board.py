@@ -1,0 +1,58 @@
+"""sweep.json, the state of a sweep: where each of its cells stands, as the run folders tell."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from personalign.composition.identity import identity
+from personalign.composition.sweeps import Cell, Sweep
+from personalign.contracts import UserError
+from personalign.reporting import records
+from personalign.runtime.files import write_atomic
+from personalign.runtime.rundir import RunDir
+
+
+class Board:
+    """The cells of a sweep, their run folders, and what failed in this process; `folder` holds sweep.json."""
+
+    def __init__(self, sweep: Sweep, folder: Path) -> None:
+        self.sweep, self.folder = sweep, folder
+        self.runs = {cell.name: RunDir(cell.cfg.paths.runs, identity(cell.cfg)) for cell in sweep.cells}
+        self.errors: dict[str, str] = {}
+
+    def status(self, cell: Cell) -> str:
+        """pending, running, interrupted, done or failed."""
+        return "failed" if cell.name in self.errors else self.runs[cell.name].status()
+
+    def failed(self, cell: Cell, error: Exception) -> None:
+        """Note that a cell failed here, also where it has no run folder yet."""
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        self.errors[cell.name] = f"{kind}{error}"
+
+    def write(self) -> None:
+        """Write sweep.json, whole or not at all."""
+        cells = [self._cell(cell) for cell in self.sweep.cells]
+        content: records.Sweep = {
+            "title": self.sweep.title,
+            "baseline": self.sweep.baseline,
+            "runs": os.path.relpath(self.sweep.cells[0].cfg.paths.runs, self.folder),
+            "cells": cells + [_left_out(name, reason) for name, reason in self.sweep.left_out.items()],
+            "published": self.sweep.published,
+        }
+        write_atomic(self.folder / "sweep.json", json.dumps(content, indent=2) + "\n")
+
+    def _cell(self, cell: Cell) -> records.Cell:
+        run = self.runs[cell.name]
+        return {
+            "row": cell.row or cell.name,
+            "overrides": list(cell.overrides),
+            "identity": run.identity,
+            "status": self.status(cell),
+            "error": self.errors.get(cell.name, run.details().get("error")),
+        }
+
+
+def _left_out(name: str, reason: str) -> records.Cell:
+    return {"row": name, "overrides": [], "identity": "", "status": "left out", "error": reason}

@@ -1,0 +1,99 @@
+"""`personalign status`: where runs stand, of one folder, of one sweep or of all."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from personalign.commands.arguments import CommandLine
+from personalign.commands.places import find, runs_root
+from personalign.commands.screen import console
+from personalign.composition.identity import label
+from personalign.reporting.collect import read_sweep
+from personalign.runtime.progress import duration
+from personalign.runtime.rundir import RunDir, find_runs, now
+
+EXAMPLES = """
+personalign status                   every run in runs/
+personalign status demo              the cells of sweeps/demo.yaml
+personalign status 0123456789abcdef  one run, by its name or the beginning of it
+"""
+COLOURS = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """Where one run stands; `seconds` since it was last started, until it ended."""
+
+    run: str
+    row: str
+    status: str
+    answers: int
+    seconds: float | None
+    error: str | None
+
+
+def register(line: CommandLine) -> None:
+    parser = line.command("status", "where runs and sweeps stand", EXAMPLES, status)
+    parser.add_argument("path", nargs="?", metavar="PATH", help="a run, a sweep, or a folder of runs")
+    parser.add_argument("--json", action="store_true", help="one JSON list instead of a table")
+
+
+def status(arguments: Namespace) -> int:
+    """Print where each run stands; a run that failed shows its error."""
+    folder = find(arguments.path) if arguments.path else runs_root()
+    lines = list(_lines(folder))
+    if arguments.json:
+        print(json.dumps([asdict(line) for line in lines], indent=2))
+        return 0
+    if lines:
+        console().print(_table(lines))
+    counts = Counter(line.status for line in lines)
+    print(f"{folder}: " + (", ".join(f"{n} {name}" for name, n in counts.items()) or "no runs yet"))
+    return 0
+
+
+def _lines(folder: Path) -> Iterator[Line]:
+    """The cells of a sweep in its order, or the runs of a folder, oldest first."""
+    sweep = read_sweep(folder)
+    if sweep is None:
+        yield from (_line(run, label(run.config())) for run in find_runs(folder))
+        return
+    for cell in sweep["cells"]:
+        if cell["identity"]:
+            yield _line(RunDir(folder / sweep["runs"], cell["identity"]), cell["row"], cell["error"])
+        else:
+            yield Line("", cell["row"], cell["status"], 0, None, cell["error"])
+
+
+def _line(run: RunDir, row: str, error: str | None = None) -> Line:
+    details = run.details()
+    answers = len(run.responses())
+    return Line(run.identity, row, run.status(), answers, _seconds(details), details.get("error") or error)
+
+
+def _seconds(details: dict[str, Any]) -> float | None:
+    if not details.get("started") or details["status"] not in ("running", "done", "failed"):
+        return None
+    ended = details["ended"] or now()
+    return (datetime.fromisoformat(ended) - datetime.fromisoformat(details["started"])).total_seconds()
+
+
+def _table(lines: list[Line]) -> Table:
+    table = Table("run", "row", "status", "answers", "time", "", box=None, header_style="dim")
+    for line in lines:
+        colour = COLOURS.get(line.status, "default")
+        took = "" if line.seconds is None else duration(line.seconds)
+        error = escape(line.error.splitlines()[0]) if line.error else ""
+        shown = f"[{colour}]{line.status}[/]"
+        table.add_row(line.run, escape(line.row), shown, str(line.answers), took, error)
+    return table

@@ -1,0 +1,118 @@
+"""One experiment, read from top to bottom as the survey's cycle (arXiv 2503.17003, section 3.1): preference memory
+takes histories in, alignment makes the policy, generation answers for each user, evaluation measures.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from personalign.answering import answer
+from personalign.composition.identity import identity, label
+from personalign.judging import judge
+from personalign.runtime.provenance import provenance
+from personalign.runtime.rundir import RunDir
+from personalign.runtime.seeds import seed_everything
+from personalign.system import System
+from personalign.types import Figure
+
+
+class Experiment:
+    """A legal composition (see `personalign.compose`) and its run directory.
+
+    `run` does what is missing and returns the record; a finished run is read, not computed again.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+        self.dir = RunDir(cfg.paths.runs, identity(cfg))
+        self.seconds: dict[str, float] = {}
+
+    def run(self) -> dict[str, Any]:
+        """The record: figures with n and interval, cost, and all that it takes to trust them.
+
+        Raises UserError for what the user can put right, after noting it in the run's status.
+        """
+        finished = self.dir.record()
+        if finished is not None and self.dir.status() == "done":
+            return finished
+        self.dir.create(self.cfg)
+        with self.dir.lock():
+            self.dir.set_status("running")
+            try:
+                record = self._compute()
+            except Exception as error:
+                self.dir.set_status("failed", f"{type(error).__name__}: {error}")
+                raise
+            self.dir.write_record(record)
+            self.dir.set_status("done")
+        return record
+
+    def _compute(self) -> dict[str, Any]:
+        seed_everything(self.cfg.seed)
+        system = System(self.cfg)
+        with self._timed("memory"):
+            system.prepare()
+        with self._timed("alignment"):
+            training = self._align(system)
+        requests = system.requests()
+        with self._timed("generation"):
+            answer(system, self.dir, requests)
+        with self._timed("evaluation"):
+            figures = judge(system, self.dir, requests)
+        return self._record(system, figures, training)
+
+    def _align(self, system: System) -> dict[str, dict[str, float]]:
+        """Run the stages in their order; each writes adapters and heads by name into the policy."""
+        training = {}
+        for name, stage in system.stages.items():
+            from personalign.runtime.fitting import Fitting
+
+            fitting = Fitting(self.cfg, self.dir.checkpoints / name)
+            training[name] = dict(stage.fit(system.policy, system.data, system.render, fitting))
+            system.learned()
+        system.learned()
+        return training
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] = round(time.perf_counter() - started, 3)
+
+    def _record(self, system: System, figures: dict[str, Figure], training: dict[str, Any]) -> dict[str, Any]:
+        given = [row for row in self.dir.responses() if row["given"]]
+        return {
+            "name": label(self.cfg),
+            "identity": self.dir.identity,
+            "seed": self.cfg.seed,
+            "config": OmegaConf.to_container(self.cfg, resolve=True),
+            "metrics": {name: asdict(figure) for name, figure in figures.items()},
+            "training": training,
+            "cost": {
+                "seconds": self.seconds,
+                "forward_tokens": sum(row["cost"]["forward_tokens"] for row in given),
+                "new_tokens": sum(row["cost"]["new_tokens"] for row in given),
+            },
+            "data": system.facts(),
+            "flags": ["oracle"] if _is_oracle(self.cfg) else [],
+            "provenance": provenance(),
+        }
+
+    @classmethod
+    def from_run(cls, run: str | Path, overrides: dict[str, Any]) -> Experiment:
+        """The experiment of an earlier run with other values; what both share is not computed again."""
+        path = Path(run)
+        cfg = RunDir(path.parent, path.name).config()
+        return cls(OmegaConf.merge(cfg, overrides))  # type: ignore[arg-type]
+
+
+def _is_oracle(cfg: DictConfig) -> bool:
+    """Whether the system is guided by the reward that also judges it."""
+    return cfg.guide._target_ is not None and cfg.guide._target_ == cfg.truth._target_

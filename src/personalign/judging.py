@@ -1,0 +1,134 @@
+"""From answers to figures: true rewards, fluency under the base, held-out pairs, and what controls for length."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from personalign.contracts import Data, Reward
+from personalign.decoding.scoring import Reading, score_readings
+from personalign.runtime.files import write_atomic
+from personalign.runtime.progress import track
+from personalign.runtime.rundir import RunDir
+from personalign.system import System
+from personalign.types import (
+    Calibration,
+    Chat,
+    Figure,
+    Judged,
+    JudgedPair,
+    Pair,
+    Plan,
+    Request,
+    Response,
+    Score,
+    Stream,
+    UserState,
+)
+
+
+def judge(system: System, run: RunDir, requests: Sequence[Request]) -> dict[str, Figure]:
+    """Measure the answers that `run` holds, write them with their measures to answers.jsonl, return the figures."""
+    given = {row["request"]: _response(row) for row in run.responses() if row["given"]}
+    answered = [(request, given[request.id]) for request in requests]
+    answers = judged(system, answered)
+    write_atomic(run.path / "answers.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows(system, answers)))
+    pairs = judged_pairs(system)
+    return system.evaluation.measure(answers, pairs, calibration(system))
+
+
+def _response(row: dict[str, Any]) -> Response:
+    return Response.from_json({k: v for k, v in row.items() if k not in ("user", "given")})
+
+
+def judged(system: System, answered: Sequence[tuple[Request, Response]]) -> list[Judged]:
+    """Every answer with its true score, where truth is known, and its fluency under the untouched base."""
+    truths = true_scores(system.data, system.truth, [(request, [r.text]) for request, r in answered])
+    nll = base_nll(system, answered)
+    return [
+        Judged(
+            request=request,
+            response=response,
+            truth=scores[0] if scores else None,
+            base_nll=loss,
+            base_tokens=len(response.tokens),
+        )
+        for (request, response), scores, loss in zip(answered, truths, nll, strict=True)
+    ]
+
+
+def true_scores(
+    data: Data, truth: Reward | None, asked: Sequence[tuple[Request, Sequence[str]]]
+) -> list[list[Score]]:
+    """The true reward of texts, one list per request; an empty list where the truth is not known."""
+    found: list[list[Score]] = [[] for _ in asked]
+    if truth is None:
+        return found
+    states = [data.truth(request) for request, _ in asked]
+    known = [i for i, state in enumerate(states) if state is not None]
+    scored = truth.score_all([(asked[i][0], states[i] or UserState(), asked[i][1]) for i in known])
+    for i, scores in zip(known, scored, strict=True):
+        found[i] = scores
+    return found
+
+
+def base_nll(system: System, answered: Sequence[tuple[Request, Response]]) -> list[float]:
+    """-log p(answer | plain prompt) under the base without any adapter, end of text included; in nats."""
+    readings = [
+        Reading(request.id, Plan((Stream((Chat(request.messages),)),)), response.tokens)
+        for request, response in answered
+    ]
+    total = sum(len(r.answer) for r in readings)
+    with track("fluency", None if not total else len(readings), "answers") as bar:
+        values = score_readings(system.policy, readings)
+        bar.advance(len(readings))
+    return [-value for value in values]
+
+
+def judged_pairs(system: System) -> list[JudgedPair]:
+    """Held-out pairs with the guide's margin, at most `requests.pairs` of each user."""
+    if system.guide is None:
+        return []
+    pairs = list(_first(system.data.pairs("test"), system.cfg.requests.pairs))
+    with track("held-out pairs", len(pairs), "pairs") as bar:
+        asked = [(p.request, system.state(p.request), (p.chosen, p.rejected)) for p in pairs]
+        scores = system.guide.score_all(asked)
+        bar.advance(len(pairs))
+    return [JudgedPair(pair=p, margin=c.total - r.total) for p, (c, r) in zip(pairs, scores, strict=True)]
+
+
+def _first(pairs: Sequence[Pair], limit: int | None) -> Iterable[Pair]:
+    count: dict[str, int] = {}
+    for pair in pairs:
+        count[pair.request.user] = count.get(pair.request.user, 0) + 1
+        if limit is None or count[pair.request.user] <= limit:
+            yield pair
+
+
+def calibration(system: System) -> list[Calibration]:
+    """Length and true reward of the answers in validation pairs: what a reward is controlled with."""
+    pairs = system.data.pairs("validation")
+    scored = true_scores(system.data, system.truth, [(p.request, (p.chosen, p.rejected)) for p in pairs])
+    return [
+        Calibration(user=pair.request.user, words=len(text.split()), reward=score.total)
+        for pair, scores in zip(pairs, scored, strict=True)
+        for text, score in zip((pair.chosen, pair.rejected), scores, strict=False)
+    ]
+
+
+def rows(system: System, answers: Sequence[Judged]) -> Iterable[dict[str, Any]]:
+    """One line per given answer for reports: who asked what, what was known of them, the answer and its reward."""
+    for item in answers:
+        state = system.state(item.request)
+        true = system.data.truth(item.request)
+        yield {
+            **item.response.to_json(),
+            "user": item.request.user,
+            "prompt": item.request.messages[-1].content,
+            "profile": state.profile,
+            "stance": true.stance.as_dict() if true and true.stance else None,
+            "truth": None if item.truth is None else {"total": item.truth.total, "dimensions": dict(item.truth.dimensions)},
+            "base_nll": item.base_nll,
+            "base_tokens": item.base_tokens,
+        }

@@ -1,0 +1,95 @@
+"""Small networks on hidden states that alignment trains and decoding or memory reads; files are safetensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from personalign.contracts import UserError
+from personalign.policy.policy import Policy
+from personalign.runtime.files import write_atomic
+from personalign.types import Message, Stance
+
+LONGEST = 512  # tokens of a statement that are read
+
+
+class HiddenHead(nn.Module):
+    """A linear map of the last hidden state in front of the vocabulary, the identity at first (PAD's released
+    value head, arXiv 2410.04070, section 4.1). Computed in float32, returned in the input's type."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden [..., width] -> [..., width]."""
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        return F.linear(hidden.to(wide), self.weight.to(wide), self.bias.to(wide)).to(hidden.dtype)
+
+
+class StanceHead(nn.Module):
+    """w = tanh(W (e - m) / s + b) of a statement's embedding e: a signed weight for each dimension
+    (PAD stage 2, arXiv 2410.04070, algorithm 1, for K features). Zero at first: nobody prefers anything."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, dimensions: Sequence[str], width: int) -> None:
+        super().__init__()
+        self.dimensions = tuple(dimensions)
+        self.linear = nn.Linear(width, len(self.dimensions))
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+
+    def standardise(self, embeddings: Tensor) -> None:
+        """Take mean and spread from the statements [n, width] that it will be trained on."""
+        self.mean.copy_(embeddings.mean(0))
+        spread = embeddings.std(0, unbiased=False)
+        # One scale where a direction never varies; the root of the width keeps W's gradients of order one.
+        self.scale.copy_(torch.where(spread > 1e-4, spread, 1.0) * len(spread) ** 0.5)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """embeddings [n, width] -> weights [n, dimensions] in (-1, 1)."""
+        return torch.tanh(self.linear((embeddings - self.mean) / self.scale))
+
+    @torch.no_grad()
+    def stance(self, policy: Policy, statement: str) -> Stance:
+        """The stance that a statement expresses."""
+        device = self.linear.weight.device
+        weights = self(embed(policy, statement)[None].to(device))[0]
+        return Stance(self.dimensions, tuple(float(w) for w in weights))
+
+
+@torch.no_grad()
+def embed(policy: Policy, text: str) -> Tensor:
+    """The mean of the base's last hidden states over a text, read as a user's turn: float32 [width]."""
+    ids = policy.encode((Message("user", text),), answer_next=False)[:LONGEST]
+    with policy.using(()):
+        states = policy.hidden(input_ids=torch.tensor([ids], device=policy.device), use_cache=False)
+    return states[0].float().mean(0)
+
+
+def save_head(head: nn.Module, path: Path) -> None:
+    """Write a head's tensors, and a stance head's dimensions beside them, whole or not at all."""
+    described = {"dimensions": json.dumps(list(head.dimensions))} if isinstance(head, StanceHead) else None
+    tensors = {name: t.detach().cpu().contiguous() for name, t in head.state_dict().items()}
+    write_atomic(path, save(tensors, metadata=described))
+
+
+def load_head(head: nn.Module, path: Path) -> None:
+    """Fill `head` from a file of the same shape. Raises UserError where it does not fit: no head stays untrained."""
+    try:
+        head.load_state_dict(load(path.read_bytes()), strict=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"the head {path} cannot be read: {reason}; remove its folder to train it again") from error

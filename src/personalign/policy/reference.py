@@ -1,0 +1,101 @@
+"""Log-probabilities of answers under a frozen policy, computed once and kept on disk by content.
+
+What is kept is a batch: its file is named by the hash of the weights, the deltas and the token ids of its rows, so
+that a value never depends on what happened to be computed before, and an interrupted computation goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from personalign.policy.logprobs import Branches, answer_logprobs, batches
+from personalign.policy.policy import Policy
+from personalign.runtime.files import content_hash, write_atomic
+from personalign.runtime.progress import track
+from personalign.types import Deltas
+
+SAMPLED = 256  # numbers of each base tensor that go into the fingerprint
+MAX_TOKENS = 2048  # rows x longest row of one forward pass
+WIDTH = 512  # tokens: answers to one prompt share a row up to this length
+
+
+def fingerprint(policy: Policy, deltas: Deltas) -> str:
+    """A hash of label, type, a sample of every base tensor, and the adapters in `deltas` with their coefficients."""
+    digest = hashlib.sha256(f"{policy.label} {policy.dtype} {deltas}".encode())
+    used = {f".deltas.{name}." for name, _ in deltas}
+    for path, parameter in policy.model.named_parameters():
+        adapter = ".deltas." in path
+        if not adapter:
+            digest.update(_bytes(parameter.flatten()[:: max(1, parameter.numel() // SAMPLED)]))
+        elif any(name in path for name in used):
+            digest.update(_bytes(parameter))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return bytes(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+
+
+def shared(rows: Sequence[Branches], width: int) -> list[Branches]:
+    """Every different answer to every different prompt once, in rows of at most `width` tokens where possible."""
+    answers: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
+    for row in rows:
+        answers.setdefault(row.prompt, {}).update(dict.fromkeys(row.answers))
+    return [merged for prompt, found in answers.items() for merged in _packed(prompt, list(found), width)]
+
+
+def _packed(prompt: tuple[int, ...], answers: list[tuple[int, ...]], width: int) -> list[Branches]:
+    packed: list[list[tuple[int, ...]]] = []
+    for answer in answers:
+        if packed and len(prompt) + sum(map(len, packed[-1])) + len(answer) <= width:
+            packed[-1].append(answer)
+        else:
+            packed.append([answer])
+    return [Branches(prompt, tuple(some)) for some in packed]
+
+
+def sequence_logprobs(
+    policy: Policy, rows: Sequence[Branches], deltas: Deltas, cache: Path, description: str
+) -> Tensor:
+    """log p(answer | prompt) of every answer of every row under `deltas`, in nats: float32 [rows, answers].
+
+    All rows have as many answers. Nothing is computed whose batch is in `cache`; a damaged file is made again.
+    """
+    weights = fingerprint(policy, deltas)
+    unique = shared(rows, WIDTH)
+    sums: dict[tuple[tuple[int, ...], tuple[int, ...]], Tensor] = {}
+    with track(description, sum(row.length for row in unique)) as bar, policy.using(deltas):
+        for batch in batches(unique, MAX_TOKENS):
+            some = [unique[i] for i in batch]
+            values = _batch(policy, some, cache / "logprobs" / weights[:16], weights)
+            keys = [(row.prompt, answer) for row in some for answer in row.answers]
+            sums.update(zip(keys, values, strict=True))
+            bar.advance(sum(row.length for row in some))
+    return torch.stack([torch.stack([sums[row.prompt, answer] for answer in row.answers]) for row in rows])
+
+
+@torch.no_grad()
+def _batch(policy: Policy, rows: Sequence[Branches], folder: Path, weights: str) -> Tensor:
+    key = content_hash([weights, [[row.prompt, row.answers] for row in rows]])
+    path = folder / f"{key[:32]}.safetensors"
+    count = sum(len(row.answers) for row in rows)
+    known = _read(path, count)
+    if known is None:
+        known = torch.stack([logp.sum() for logp in answer_logprobs(policy, rows)]).float().cpu()
+        write_atomic(path, save({"logprobs": known}))
+    return known
+
+
+def _read(path: Path, count: int) -> Tensor | None:
+    try:
+        found = load(path.read_bytes())["logprobs"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return found if found.shape == (count,) else None

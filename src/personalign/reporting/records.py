@@ -1,0 +1,109 @@
+"""The files that reports are read from: what a run and a sweep leave behind, as typed dictionaries.
+
+<run>/record.json               Record
+<run>/samples-<rank>.jsonl      one Sample a line
+<sweep>/sweep.json              Sweep
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+
+class Metric(TypedDict):
+    """A `Figure` as it is written."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    users: int
+    better: Literal["higher", "lower", "none"]
+
+
+class Person(TypedDict, total=False):
+    """What is shown of a user beside the answers: what they said they prefer, their true stance."""
+
+    statement: str
+    stance: dict[str, float]
+
+
+class Record(TypedDict):
+    """One finished run. `name` is the row's name in tables, the same under every seed."""
+
+    schema_version: int
+    name: str
+    identity: str
+    seed: int
+    config: dict[str, Any]
+    metrics: dict[str, Metric]
+    cost: dict[str, Any]
+    provenance: dict[str, Any]
+    # For example "oracle": the guide is the truth.
+    flags: list[str]
+    # By user name.
+    users: NotRequired[dict[str, Person]]
+
+
+class Truth(TypedDict):
+    """A `Score` as it is written."""
+
+    total: float
+    dimensions: dict[str, float]
+
+
+class Sample(TypedDict):
+    """One answer. `selected` false marks one of several that was not given to the user."""
+
+    request: str
+    user: str
+    sample: int
+    round: int
+    prompt: str
+    text: str
+    truth: NotRequired[Truth | None]
+    selected: NotRequired[bool]
+
+
+class Cell(TypedDict):
+    """One run of a sweep. Cells of one row that differ by their seed share `row`.
+
+    `status` is the run's, or "left out" with the reason as `error`; `note` is shown under the tables.
+    """
+
+    row: str
+    overrides: list[str]
+    identity: str
+    status: str
+    error: str | None
+    note: NotRequired[str | None]
+
+
+class PublishedRow(TypedDict):
+    """A published row: its name there, the row here that stands beside it, its numbers by column."""
+
+    name: str
+    ours: NotRequired[str | None]
+    values: dict[str, float]
+
+
+class Published(TypedDict):
+    """Numbers from elsewhere. `columns` names, for each of their columns, the metric of ours beside it or null."""
+
+    title: str
+    source: str
+    note: NotRequired[str | None]
+    columns: dict[str, str | None]
+    rows: list[PublishedRow]
+
+
+class Sweep(TypedDict):
+    """A grid of runs. `runs` is the folder of run folders, relative to the sweep's own."""
+
+    title: str
+    baseline: str | None
+    runs: str
+    cells: list[Cell]
+    published: NotRequired[list[Published] | None]

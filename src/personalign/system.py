@@ -1,0 +1,121 @@
+"""The parts of one composition, assembled: what a user's request meets on its way to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from personalign.composition.build import build, build_many
+from personalign.contracts import Boundary, Data, Evaluation, Feedback, Generation, Memory, Reward, Stage
+from personalign.decoding.decoder import Decoder
+from personalign.decoding.rows import Job
+from personalign.policy.policy import Policy
+from personalign.types import Chat, Messages, Plan, Request, Sampling, Stream, UserState
+
+_loaded: dict[str, Policy] = {}
+
+
+def load_policy(cfg: DictConfig) -> Policy:
+    """The base policy of a composition; the last one stays loaded, so that a sweep reads its model once."""
+    model = OmegaConf.to_container(cfg.model, resolve=True)
+    key = str((model, cfg.precision, cfg.paths.cache))
+    if key not in _loaded:
+        _loaded.clear()
+        _loaded[key] = build(cfg.model).build(Path(cfg.paths.cache).expanduser(), cfg.precision)
+    policy = _loaded[key]
+    policy.reset()
+    return policy
+
+
+class System:
+    """Data, memory, generation, rewards, alignment, boundary and policy of one composition.
+
+    `guide` is what the system believes and sees recalled states alone; `truth` is for labels and evaluation.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+        self.sampling = Sampling(**cfg.sampling, seed=cfg.seed)
+        self.data: Data = build(cfg.data)
+        self.memory: list[Memory] = build_many(cfg.memory)
+        self.generation: Generation = build(cfg.generation)
+        self.guide: Reward | None = build(cfg.guide)
+        self.truth: Reward | None = build(cfg.truth)
+        self.stages: dict[str, Stage] = {name: build(node) for name, node in cfg.alignment.items()}
+        self.boundary: Boundary = build(cfg.boundary)
+        self.feedback: Feedback = build(cfg.feedback)
+        self.evaluation: Evaluation = build(cfg.evaluation)
+        self._policy: Policy | None = None
+        self._states: dict[str, UserState] = {}
+
+    @property
+    def policy(self) -> Policy:
+        """Loaded when something first needs it."""
+        if self._policy is None:
+            self._policy = load_policy(self.cfg)
+        return self._policy
+
+    def prepare(self) -> None:
+        """Tie the parts together and let memory take in every user's history."""
+        self.data.bind(self.truth, self.sample)
+        for user in self.data.users():
+            for event in self.data.events(user):
+                for memory in self.memory:
+                    memory.observe(event)
+
+    def learned(self) -> None:
+        """After the policy has changed: recall afresh, and let the rewards read it."""
+        self._states.clear()
+        for reward in (self.guide, self.truth):
+            if reward is not None:
+                reward.bind(self.policy, self.plan)
+
+    def state(self, request: Request) -> UserState:
+        """What memory recalls for a request, its members merged in their order."""
+        if request.id not in self._states:
+            recalled = (memory.recall(request, self.policy) for memory in self.memory)
+            self._states[request.id] = reduce(UserState.merged, recalled, UserState())
+        return self._states[request.id]
+
+    def render(self, request: Request) -> Messages:
+        return self.generation.render(request, self.state(request))
+
+    def plan(self, request: Request) -> Plan:
+        """The plan of a request, shaped by the boundary, with the configured sampling."""
+        plan = self.generation.plan(request, self.state(request), self.policy.for_user(request.user))
+        return replace(self.boundary.shape(plan), sampling=self.sampling)
+
+    def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[list[str]]:
+        """`sampling.n` answers of the untouched base to each request, on the plain prompt."""
+        seeded = replace(sampling, seed=self.cfg.seed)
+        jobs = [Job(r.id, Plan((Stream((Chat(r.messages),)),), sampling=seeded)) for r in requests]
+        texts: dict[str, list[str]] = {job.request: [] for job in jobs}
+        for response in self.decoder().generate(jobs):
+            texts[response.request].append(response.text)
+        return [texts[r.id] for r in requests]
+
+    def decoder(self) -> Decoder:
+        return Decoder(self.policy, self.cfg.decoding.batch_size)
+
+    def requests(self) -> list[Request]:
+        """The held-out requests, at most `requests.limit` of each user."""
+        return _limited(self.data.requests("test"), self.cfg.requests.limit)
+
+    def facts(self) -> dict[str, Any]:
+        """What the record says of the data."""
+        return {"data_hash": self.data.fingerprint(), "users": len(self.data.users())}
+
+
+def _limited(requests: Sequence[Request], limit: int | None) -> list[Request]:
+    count: dict[str, int] = {}
+    kept = []
+    for request in requests:
+        count[request.user] = count.get(request.user, 0) + 1
+        if limit is None or count[request.user] <= limit:
+            kept.append(request)
+    return kept
