@@ -22,7 +22,9 @@ from personalign.types import Sampling
 
 def make(path: Path, overrides: list[str]) -> None:
     """Sample `data.samples_per_prompt` answers to every prompt and write them with what made them."""
-    from personalign import Experiment, compose
+    from personalign import compose
+    from personalign.policy.assets import EMBEDDED, SMOLLM2
+    from personalign.system import System
 
     cfg = compose(overrides)
     sampling = Sampling(
@@ -30,9 +32,13 @@ def make(path: Path, overrides: list[str]) -> None:
         top_p=cfg.data.top_p,
         max_new_tokens=cfg.data.max_new_tokens,
         n=cfg.data.samples_per_prompt,
+        seed=cfg.seed,
     )
-    answers = sample(Experiment(cfg).sampler, prompts(), sampling)
-    write_pool(path, header(cfg.data.model, sampling), answers)
+    answers = sample(System(cfg).sample, prompts(), sampling)
+    model = {**cfg.model, "precision": cfg.precision}
+    if cfg.model.get("name") == EMBEDDED:
+        model |= {"file": SMOLLM2.file, "sha256": SMOLLM2.sha256}
+    write_pool(path, header(model, sampling), answers)
 
 
 def statistics(pool: Pool) -> tuple[dict[str, float], dict[str, float]]:

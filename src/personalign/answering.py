@@ -32,9 +32,7 @@ def answer(system: System, run: RunDir, requests: Sequence[Request], rank: int =
             _one_group(system, run, decoder, [(job, by_id[job.request]) for job in group], bar)
 
 
-def _one_group(
-    system: System, run: RunDir, decoder: Decoder, group: Sequence[tuple[Job, Request]], bar: Bar
-) -> None:
+def _one_group(system: System, run: RunDir, decoder: Decoder, group: Sequence[tuple[Job, Request]], bar: Bar) -> None:
     """Decode a group, follow the workflow of its generation, and keep what came out."""
     answers: dict[str, list[Response]] = {job.request: [] for job, _ in group}
     open_jobs = [job for job, _ in group]
@@ -68,7 +66,7 @@ def _keep(system: System, run: RunDir, request: Request, made: Sequence[Response
         given = replace(numbered[0], text="", stop="refused")
         numbered[0] = given
     for response in numbered:
-        run.append_response({**response.to_json(), "user": request.user, "given": response.sample == given.sample})
+        run.append_response({**response.to_json(), "user": request.user, "selected": response.sample == given.sample})
 
 
 def _scores(system: System, request: Request, admitted: Sequence[Response]) -> Any:

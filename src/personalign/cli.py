@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 
 from personalign import __version__
-from personalign.commands import bench, inspect, machine, report, run, sweep
-from personalign.commands.arguments import Parser
+from personalign.commands import bench, catalogue, machine, report, run, status, sweep, validate
+from personalign.commands.arguments import CommandLine
 from personalign.contracts import UserError
 
+SUMMARY = "Compose, train, decode and compare personalized alignment methods for language models."
 EXAMPLES = """
-examples:
   personalign model fetch                                  the embedded model, once
   personalign sweep sweeps/demo.yaml                       the demo: a table, a figure, an HTML report
   personalign run generation=preference_prompt memory=preference_statement
@@ -25,23 +25,23 @@ examples:
 """
 
 
-def parser() -> Parser:
-    """All commands, in the order in which a newcomer meets them."""
-    top = Parser("personalign", "Compose, train, decode and compare personalized alignment methods.", EXAMPLES)
-    top.add_argument("--version", action="version", version=f"personalign {__version__}")
-    for module in (run, sweep, report, inspect, machine, bench):
-        module.register(top)
-    return top
+def command_line() -> CommandLine:
+    """All commands, in the order of the work."""
+    line = CommandLine("personalign", SUMMARY, EXAMPLES)
+    line.add_argument("--version", action="version", version=f"personalign {__version__}")
+    for module in (run, sweep, report, status, catalogue, validate, machine, bench):
+        module.register(line)
+    return line
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
     words = sys.argv[1:] if words is None else words
     try:
-        arguments = parser().read(words)
-        status: int = arguments.command(arguments)
+        arguments = command_line().read(words)
+        code: int = arguments.run(arguments)
         sys.stdout.flush()
-        return status
+        return code
     except UserError as error:
         if os.environ.get("PERSONALIGN_DEBUG"):
             raise

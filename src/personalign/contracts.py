@@ -71,7 +71,7 @@ class Part:
 class Data(Part, ABC):
     """Users, their histories, what they ask and what they prefer."""
 
-    def bind(self, truth: Reward | None, sampler: Sampler) -> None:  # noqa: B027 - optional
+    def bind(self, truth: Reward | None, sampler: Sampler) -> None:
         """Take the reward that labels pairs, and a sampler of base answers for data that need some."""
 
     @abstractmethod
@@ -135,7 +135,7 @@ class Reward(Part, ABC):
     """How answers are scored for a user (survey 4.2). Under `guide` it is given what memory recalled,
     under `truth` the user's true state: the same class, two sources, kept apart by the experiment."""
 
-    def bind(self, policy: Policy, plan: Callable[[Request], Plan]) -> None:  # noqa: B027 - optional
+    def bind(self, policy: Policy, plan: Callable[[Request], Plan]) -> None:
         """Take the policy that the reward reads, and how the system would plan a request."""
 
     @abstractmethod

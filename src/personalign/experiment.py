@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from personalign.answering import answer
 from personalign.composition.identity import identity, label
 from personalign.judging import judge
+from personalign.lessons import lesson_folders
 from personalign.runtime.provenance import provenance
 from personalign.runtime.rundir import RunDir
 from personalign.runtime.seeds import seed_everything
@@ -71,11 +72,11 @@ class Experiment:
     def _align(self, system: System) -> dict[str, dict[str, float]]:
         """Run the stages in their order; each writes adapters and heads by name into the policy."""
         training = {}
-        for name, stage in system.stages.items():
+        for name, folder in lesson_folders(system).items():
             from personalign.runtime.fitting import Fitting
 
-            fitting = Fitting(self.cfg, self.dir.checkpoints / name)
-            training[name] = dict(stage.fit(system.policy, system.data, system.render, fitting))
+            fitting = Fitting(self.cfg, folder)
+            training[name] = dict(system.stages[name].fit(system.policy, system.data, system.render, fitting))
             system.learned()
         system.learned()
         return training
@@ -87,7 +88,7 @@ class Experiment:
         self.seconds[phase] = round(time.perf_counter() - started, 3)
 
     def _record(self, system: System, figures: dict[str, Figure], training: dict[str, Any]) -> dict[str, Any]:
-        given = [row for row in self.dir.responses() if row["given"]]
+        given = [row for row in self.dir.responses() if row["selected"]]
         return {
             "name": label(self.cfg),
             "identity": self.dir.identity,
@@ -100,7 +101,8 @@ class Experiment:
                 "forward_tokens": sum(row["cost"]["forward_tokens"] for row in given),
                 "new_tokens": sum(row["cost"]["new_tokens"] for row in given),
             },
-            "data": system.facts(),
+            "data_hash": system.data.fingerprint(),
+            "users": system.people(system.requests()),
             "flags": ["oracle"] if _is_oracle(self.cfg) else [],
             "provenance": provenance(),
         }

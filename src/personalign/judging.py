@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from personalign.contracts import Data, Reward
@@ -30,16 +31,17 @@ from personalign.types import (
 
 def judge(system: System, run: RunDir, requests: Sequence[Request]) -> dict[str, Figure]:
     """Measure the answers that `run` holds, write them with their measures to answers.jsonl, return the figures."""
-    given = {row["request"]: _response(row) for row in run.responses() if row["given"]}
+    given = {row["request"]: _response(row) for row in run.responses() if row["selected"]}
     answered = [(request, given[request.id]) for request in requests]
     answers = judged(system, answered)
-    write_atomic(run.path / "answers.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows(system, answers)))
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows(answers))
+    write_atomic(run.path / "answers.jsonl", "".join(lines))
     pairs = judged_pairs(system)
     return system.evaluation.measure(answers, pairs, calibration(system))
 
 
 def _response(row: dict[str, Any]) -> Response:
-    return Response.from_json({k: v for k, v in row.items() if k not in ("user", "given")})
+    return Response.from_json({k: v for k, v in row.items() if k not in ("user", "selected")})
 
 
 def judged(system: System, answered: Sequence[tuple[Request, Response]]) -> list[Judged]:
@@ -58,9 +60,7 @@ def judged(system: System, answered: Sequence[tuple[Request, Response]]) -> list
     ]
 
 
-def true_scores(
-    data: Data, truth: Reward | None, asked: Sequence[tuple[Request, Sequence[str]]]
-) -> list[list[Score]]:
+def true_scores(data: Data, truth: Reward | None, asked: Sequence[tuple[Request, Sequence[str]]]) -> list[list[Score]]:
     """The true reward of texts, one list per request; an empty list where the truth is not known."""
     found: list[list[Score]] = [[] for _ in asked]
     if truth is None:
@@ -117,18 +117,14 @@ def calibration(system: System) -> list[Calibration]:
     ]
 
 
-def rows(system: System, answers: Sequence[Judged]) -> Iterable[dict[str, Any]]:
-    """One line per given answer for reports: who asked what, what was known of them, the answer and its reward."""
+def rows(answers: Sequence[Judged]) -> Iterable[dict[str, Any]]:
+    """One line per given answer for reports: who asked what, the answer, its true reward and its fluency."""
     for item in answers:
-        state = system.state(item.request)
-        true = system.data.truth(item.request)
         yield {
             **item.response.to_json(),
             "user": item.request.user,
             "prompt": item.request.messages[-1].content,
-            "profile": state.profile,
-            "stance": true.stance.as_dict() if true and true.stance else None,
-            "truth": None if item.truth is None else {"total": item.truth.total, "dimensions": dict(item.truth.dimensions)},
+            "truth": None if item.truth is None else asdict(item.truth),
             "base_nll": item.base_nll,
             "base_tokens": item.base_tokens,
         }

@@ -106,9 +106,18 @@ class System:
         """The held-out requests, at most `requests.limit` of each user."""
         return _limited(self.data.requests("test"), self.cfg.requests.limit)
 
-    def facts(self) -> dict[str, Any]:
-        """What the record says of the data."""
-        return {"data_hash": self.data.fingerprint(), "users": len(self.data.users())}
+    def people(self, requests: Sequence[Request]) -> dict[str, dict[str, Any]]:
+        """What reports show of each user: what they said they prefer, and their true stance where it is known."""
+        found: dict[str, dict[str, Any]] = {}
+        for request in requests:
+            if request.user not in found:
+                events = self.data.events(request.user)
+                said = [e.payload["text"] for e in events if e.kind == "statement"]
+                true = self.data.truth(request)
+                found[request.user] = {"statement": "; ".join(said)} if said else {}
+                if true is not None and true.stance is not None:
+                    found[request.user]["stance"] = true.stance.as_dict()
+        return found
 
 
 def _limited(requests: Sequence[Request], limit: int | None) -> list[Request]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 
-from personalign.composition import home
+from personalign.composition import compose, home
+from personalign.composition.compose import Composed, compose_choices
 
 PARTS = '''
 from __future__ import annotations
@@ -117,23 +119,45 @@ FILES = {
 SHIPPED = {"trainer/cpu": "trainer/cpu", "trainer/ddp": "trainer/ddp_cpu", "logger/none": "logger/none"}
 
 
-@pytest.fixture
-def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home with conf/, experiments/ and sweeps/, whose parts are in a module that nobody imports."""
-    module = f"parts_{abs(hash(tmp_path)) % 10**8}"
-    (tmp_path / f"{module}.py").write_text(PARTS)
-    monkeypatch.syspath_prepend(str(tmp_path))
+def furnish(root: Path) -> None:
+    """Write conf/, experiments/, sweeps/ and the module of parts, which nobody imports."""
+    module = f"parts_{abs(hash(root)) % 10**8}"
+    (root / f"{module}.py").write_text(PARTS)
     for folder in ("conf", "experiments", "sweeps"):
-        (tmp_path / folder).mkdir()
+        (root / folder).mkdir()
     conf = home.home() / "conf"
     config = yaml.safe_load((conf / "config.yaml").read_text())
     config |= {"defaults": yaml.safe_load(DEFAULTS), "paths": {"runs": "runs", "cache": "~/cache"}}
-    (tmp_path / "conf" / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    (root / "conf" / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     texts = {name: text.format(m=module) for name, text in FILES.items()}
     texts |= {name: (conf / f"{source}.yaml").read_text() for name, source in SHIPPED.items()}
     for name, text in texts.items():
-        path = tmp_path / "conf" / f"{name}.yaml"
+        path = root / "conf" / f"{name}.yaml"
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
+
+
+@pytest.fixture
+def own_house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home that the test may change."""
+    furnish(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(home, "home", lambda: tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Composed]:
+    root = tmp_path_factory.mktemp("house")
+    furnish(root)
+    return root, cache(compose_choices)
+
+
+@pytest.fixture
+def house(shared: tuple[Path, Composed], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home that all tests share and none changes; what Hydra made of its choices is kept, to save time."""
+    root, composed = shared
+    monkeypatch.syspath_prepend(str(root))
+    monkeypatch.setattr(home, "home", lambda: root)
+    monkeypatch.setattr(compose, "compose_choices", composed)
+    return root

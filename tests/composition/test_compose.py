@@ -30,8 +30,8 @@ name: steered
 
 
 @pytest.fixture
-def experiment(house: Path) -> Path:
-    path = house / "experiments" / "steered.yaml"
+def experiment(own_house: Path) -> Path:
+    path = own_house / "experiments" / "steered.yaml"
     path.write_text(EXPERIMENT)
     return path
 
@@ -116,18 +116,18 @@ def test_an_overlay_speaks_only_of_what_is_chosen(house: Path) -> None:
     assert set(cfg.generation) == {"_target_"}
 
 
-def test_no_hydra_state_is_left_behind(house: Path) -> None:
+def test_no_hydra_state_is_left_behind(own_house: Path) -> None:
     compose()
     assert not GlobalHydra.instance().is_initialized()
 
 
-def test_no_part_is_imported(house: Path) -> None:
+def test_no_part_is_imported(own_house: Path) -> None:
     target = compose(PAD).generation._target_
     assert target.rpartition(".")[0] not in sys.modules
 
 
 def test_a_users_own_parts_join_the_shipped(
-    house: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    own_house: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = tmp_path_factory.mktemp("own")
     (own / "own_parts.py").write_text(

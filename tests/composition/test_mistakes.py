@@ -130,14 +130,14 @@ def test_a_file_that_is_not_text(house: Path, tmp_path: Path) -> None:
         compose([], path)
 
 
-def test_a_file_that_is_not_there(house: Path) -> None:
-    (house / "experiments" / "steered.yaml").write_text("seed: 1\n")
+def test_a_file_that_is_not_there(own_house: Path) -> None:
+    (own_house / "experiments" / "steered.yaml").write_text("seed: 1\n")
     with pytest.raises(UserError, match=r"steerd\.yaml: no such file.*did you mean steered\?"):
         compose([], "experiments/steerd.yaml")
 
 
-def test_a_broken_yaml_of_a_choice_is_named(house: Path) -> None:
-    (house / "conf" / "generation" / "plain.yaml").write_text("a: [\n")
+def test_a_broken_yaml_of_a_choice_is_named(own_house: Path) -> None:
+    (own_house / "conf" / "generation" / "plain.yaml").write_text("a: [\n")
     with pytest.raises(UserError, match=r"generation/plain\.yaml, line 2"):
         compose()
 
@@ -151,14 +151,14 @@ def test_a_broken_yaml_of_a_choice_is_named(house: Path) -> None:
         ("beta: 1.0\n", "generation: a part with a _target_ is expected"),
     ],
 )
-def test_a_yaml_that_does_not_match_its_class(house: Path, yaml: str, said: str) -> None:
+def test_a_yaml_that_does_not_match_its_class(own_house: Path, yaml: str, said: str) -> None:
     module = compose().generation._target_.rpartition(".")[0]
-    (house / "conf" / "generation" / "plain.yaml").write_text(yaml.format(m=module))
+    (own_house / "conf" / "generation" / "plain.yaml").write_text(yaml.format(m=module))
     with pytest.raises(UserError, match=said):
         compose()
 
 
-def test_an_overlay_with_a_defaults_list_is_refused(house: Path) -> None:
-    (house / "conf" / "debug" / "fast.yaml").write_text("# @package _global_\ndefaults: [_self_]\nseed: 1\n")
+def test_an_overlay_with_a_defaults_list_is_refused(own_house: Path) -> None:
+    (own_house / "conf" / "debug" / "fast.yaml").write_text("# @package _global_\ndefaults: [_self_]\nseed: 1\n")
     with pytest.raises(UserError, match="an overlay holds values alone"):
         compose(["debug=fast"])

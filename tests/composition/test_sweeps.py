@@ -33,8 +33,8 @@ published:
 
 
 @pytest.fixture
-def grid(house: Path) -> Path:
-    path = house / "sweeps" / "grid.yaml"
+def grid(own_house: Path) -> Path:
+    path = own_house / "sweeps" / "grid.yaml"
     path.write_text(SWEEP)
     return path
 
@@ -74,14 +74,14 @@ def test_hydra_itself_composes_the_same_cells(grid: Path) -> None:
     assert len({identity(cell.cfg) for cell in found}) == len(found)
 
 
-def test_hydra_itself_composes_the_same_from_a_file(house: Path) -> None:
-    (house / "experiments" / "e.yaml").write_text(
+def test_hydra_itself_composes_the_same_from_a_file(own_house: Path) -> None:
+    (own_house / "experiments" / "e.yaml").write_text(
         "# @package _global_\ndefaults:\n  - override /memory: [keep, stance]\n  - override /generation: steer\n"
         "  - override /alignment: [train]\n  - _self_\nmemory: {keep: {kinds: [a, b]}}\ndata: {mixture: {long: 2}}\n"
     )
     lines = ["alignment.train.steps=3", "data.mixture.odd=4.5", "generation.mode=null"]
     forced = ["+experiments=e", *lines[:1], f"+{lines[1]}", *lines[2:]]
-    assert _plain(compose(lines, "e")) == _by_hydra(house, forced)
+    assert _plain(compose(lines, "e")) == _by_hydra(own_house, forced)
 
 
 def _by_hydra(house: Path, overrides: Any) -> Any:
@@ -107,20 +107,20 @@ def test_the_last_word_is_the_command_lines(grid: Path) -> None:
     assert {cell.cfg.sampling.temperature for cell in read(grid, ["sampling.temperature=1"]).cells} == {1.0}
 
 
-def test_rows_and_base_may_be_experiment_files(house: Path) -> None:
-    (house / "experiments" / "a.yaml").write_text(
+def test_rows_and_base_may_be_experiment_files(own_house: Path) -> None:
+    (own_house / "experiments" / "a.yaml").write_text(
         "defaults:\n  - override /memory: keep\nsampling: {top_k: 5}\nname: A\n"
     )
-    (house / "experiments" / "b.yaml").write_text("sampling: {n: 3}\n")
-    path = house / "sweeps" / "files.yaml"
+    (own_house / "experiments" / "b.yaml").write_text("sampling: {n: 3}\n")
+    path = own_house / "sweeps" / "files.yaml"
     path.write_text("base: experiments/a.yaml\nrows:\n  one: []\n  two: [experiments/b.yaml, memory.keep.k=9]\n")
     one, two = cells(path)
     assert (one.cfg.name, one.cfg.sampling.top_k, one.cfg.sampling.n) == ("one", 5, 1)
     assert (two.cfg.name, two.cfg.sampling.top_k, two.cfg.sampling.n, two.cfg.memory.keep.k) == ("two", 5, 3, 9)
 
 
-def test_a_grid_without_rows(house: Path) -> None:
-    path = house / "sweeps" / "bare.yaml"
+def test_a_grid_without_rows(own_house: Path) -> None:
+    path = own_house / "sweeps" / "bare.yaml"
     path.write_text("grid:\n  precision: [bf16, fp32]\n")
     assert [cell.name for cell in cells(path)] == ["precision=bf16", "precision=fp32"]
 
@@ -177,8 +177,8 @@ def test_any_value_survives_the_grid(house: Path, value: Any) -> None:
         ("rows:\n a: [\n", ["grid.yaml, line 3"]),
     ],
 )
-def test_mistakes_are_told_once(house: Path, text: str, said: list[str]) -> None:
-    path = house / "sweeps" / "grid.yaml"
+def test_mistakes_are_told_once(own_house: Path, text: str, said: list[str]) -> None:
+    path = own_house / "sweeps" / "grid.yaml"
     path.write_text(text)
     with pytest.raises(UserError) as caught:
         read(path)

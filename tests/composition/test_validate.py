@@ -70,12 +70,12 @@ def test_what_is_not(house: Path, overrides: list[str], said: list[str]) -> None
     assert str(caught.value).splitlines() == said
 
 
-def test_truth_reads_the_true_state_that_data_provides(house: Path) -> None:
+def test_truth_reads_the_true_state_that_data_provides(own_house: Path) -> None:
     """Reward `exact` needs state.stance; as truth it has it from data, whatever memory knows."""
-    users = house / "conf" / "data" / "users.yaml"
+    users = own_house / "conf" / "data" / "users.yaml"
     assert problems(compose(["memory=none"])) == []
     users.write_text(users.read_text().replace(".Users", ".Blind"))
-    module = next(house.glob("parts_*.py"))
+    module = next(own_house.glob("parts_*.py"))
     written = module.read_text()
     init = written[written.index("    def __init__") : written.index("class Keeper")]
     module.write_text(f"{written}\nclass Blind(Users):\n    provides = ('pairs',)\n{init}")

@@ -371,6 +371,7 @@ def test_another_model_is_sampled_once_and_kept(tmp_path: Path) -> None:
     assert first.pairs("train") == again.pairs("train") and first.fingerprint() == again.fingerprint()
     sampling = Sampling(temperature=1.0, top_p=0.9, max_new_tokens=96, n=8)
     assert model.asked == [(27, sampling)]
+    assert len(list((tmp_path / "pools").iterdir())) == 1
     (path,) = (tmp_path / "pools").iterdir()
     header = json.loads(gzip.decompress(path.read_bytes()).splitlines()[0])
     assert header["model"] == tiny and header["sampling"]["top_p"] == 0.9

@@ -21,7 +21,7 @@ REPORT = """
 def report(**more):
     import json, os, sys
     torch = sys.modules.get("torch")
-    names = ("OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_WAIT_POLICY")
+    names = ("OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     told = {name: os.environ.get(name) for name in names}
     affinity = sorted(os.sched_getaffinity(0))
     print(json.dumps({"affinity": affinity, "threads": torch and torch.get_num_threads(), **told, **more}))
@@ -81,6 +81,7 @@ def test_a_quota_limits_the_threads() -> None:
 def test_one_process_is_bound_to_all_cores() -> None:
     one = told("configure(); report()")
     assert (one["OMP_NUM_THREADS"], one["OMP_PROC_BIND"], one["OMP_WAIT_POLICY"]) == (str(CORES), "true", None)
+    assert one["GOMP_SPINCOUNT"] == threads.SPINS
     assert len(one["affinity"]) == CORES
 
 
@@ -96,6 +97,7 @@ def test_each_of_several_keeps_to_its_own_cores() -> None:
 def test_what_the_user_set_wins() -> None:
     one = told("configure(); report()", OMP_NUM_THREADS="1", OMP_PROC_BIND="close", OMP_WAIT_POLICY="active")
     assert (one["OMP_NUM_THREADS"], one["OMP_PROC_BIND"], one["OMP_WAIT_POLICY"]) == ("1", "close", "active")
+    assert one["GOMP_SPINCOUNT"] is None  # it would outdo the wait policy
 
 
 @linux

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.markup import escape
+from rich.table import Table
+
 from personalign.commands.arguments import CommandLine
+from personalign.commands.screen import console
+from personalign.composition.compose import compose
 from personalign.contracts import UserError
+from personalign.runtime.doctor import Check, checks
 
 FETCH_EXAMPLES = """
 personalign model fetch                              the embedded SmolLM2-135M-Instruct, into the cache
@@ -33,7 +40,6 @@ def register(line: CommandLine) -> None:
 
 def fetch(arguments: Namespace) -> int:
     """Bring the embedded model into the cache and say each step; a second time it is only checked."""
-    from personalign.composition.compose import compose
     from personalign.policy import assets
 
     if arguments.name not in (None, assets.EMBEDDED):
@@ -41,7 +47,7 @@ def fetch(arguments: Namespace) -> int:
             f"{arguments.name!r} is not embedded, only {assets.EMBEDDED} is; any other model is read where it lies: "
             f"personalign run model=hf model.name={arguments.name}"
         )
-    cache = Path(compose([]).paths.cache)
+    cache = Path(compose().paths.cache)
     folder = assets.fetch(assets.EMBEDDED, cache, lambda step: print(f"{step} ...", flush=True))
     print(f"{assets.EMBEDDED} is ready in {folder}")
     return 0
@@ -49,17 +55,19 @@ def fetch(arguments: Namespace) -> int:
 
 def examine(arguments: Namespace) -> int:
     """Print each check of the machine with its remedy; 1 when one of them failed."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from personalign.runtime.doctor import checks
-
-    found = checks()
+    paths = compose().paths
+    found = checks(Path(paths.runs), Path(paths.cache))
     if arguments.json:
         print(json.dumps([asdict(check) for check in found], indent=2))
-        return int(not all(check.ok for check in found))
-    table = Table("", "check", "found", "what to do", box=None, header_style="bold")
+    else:
+        console().print(_table(found))
+    return int(any(check.ok is False for check in found))
+
+
+def _table(found: Sequence[Check]) -> Table:
+    """`ok` is None for what is neither needed nor there."""
+    table = Table("", "check", "found", "what to do", box=None, header_style="dim")
     for check in found:
-        table.add_row("ok" if check.ok else "[red]!![/]", check.name, str(check.value), check.remedy)
-    Console().print(table)
-    return int(not all(check.ok for check in found))
+        sign = {True: "[green]ok[/]", False: "[red]!![/]", None: "-"}[check.ok]
+        table.add_row(sign, check.name, escape(check.value), escape(check.remedy))
+    return table

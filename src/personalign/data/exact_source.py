@@ -53,7 +53,7 @@ class Source:
         return Path(self.cache).expanduser() / "pools" / f"{key}.jsonl.gz"
 
     def _fits(self, shipped: Pool) -> bool:
-        """Whether the shipped pool is of this model and drawn like this; it may hold more answers."""
+        """Whether the shipped pool is of this model and drawn like this: more answers, another seed will do."""
         drawn, model = shipped.header["sampling"], shipped.header["model"]
         keys = ("temperature", "top_k", "top_p", "max_new_tokens")
         alike = all(drawn[key] == getattr(self.sampling, key) for key in keys)

@@ -90,7 +90,9 @@ class ExactUsers(Data):
         names = list(self._personas)
         self._seen, self._cold = names[: users - held_out - cold], set(names[users - cold :])
         self._history, self._count, self._min_gap, self._noise = history, pairs_per_user, min_gap, noise
-        sampling = Sampling(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, n=samples_per_prompt)
+        sampling = Sampling(
+            temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, n=samples_per_prompt, seed=seed
+        )
         asked = [prompt for chosen in self._prompts.values() for prompt in chosen]
         self._source = Source(pool, model, sampling, asked, cache)
         self._reward: Reward | None = None

@@ -18,37 +18,35 @@ class RowLayer(CacheLayerMixin):
     is_sliding = False
 
     def __init__(self, rows: int, capacity: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.rows, self.capacity, self.length = rows, capacity, 0
         self.window = slice(0, rows)
+        self.buffers: list[Tensor] = []
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
-        shape = (self.rows, key_states.shape[1], self.capacity)
-        self.keys = key_states.new_empty((*shape, key_states.shape[-1]))
-        self.values = value_states.new_empty((*shape, value_states.shape[-1]))
+        self.buffers = [
+            new.new_empty((self.rows, new.shape[1], self.capacity, new.shape[3])) for new in (key_states, value_states)
+        ]
         self.is_initialized = True
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.buffers:
             self.lazy_initialization(key_states, value_states)
         stop = self.length + key_states.shape[2]
-        self.keys[self.window, :, self.length : stop] = key_states
-        self.values[self.window, :, self.length : stop] = value_states
+        keys, values = self.buffers
+        keys[self.window, :, self.length : stop] = key_states
+        values[self.window, :, self.length : stop] = value_states
         if self.window.stop == self.rows:
             self.length = stop
-        return self.keys[self.window, :, :stop], self.values[self.window, :, :stop]
+        return keys[self.window, :, :stop], values[self.window, :, :stop]
 
     def select(self, index: Tensor, start: int) -> None:
         """Keep the rows of `index` (repeats allowed) and the columns from `start` on."""
         kept = self.length - start
-        for name in ("keys", "values"):
-            old = getattr(self, name)
+        for i, old in enumerate(self.buffers):
             new = old.new_empty((len(index), old.shape[1], self.capacity - start, old.shape[3]))
             torch.index_select(old[:, :, start : self.length], 0, index, out=new[:, :, :kept])
-            setattr(self, name, new)
+            self.buffers[i] = new
         self.rows, self.capacity, self.length = len(index), self.capacity - start, kept
         self.window = slice(0, self.rows)
 

@@ -77,17 +77,13 @@ class Decoder:
         unique = [job for job in group if leader.get(job.plan, job) is job]
         slices = self.policy.routing.slices
         try:
-            made = _Batch(
-                self.policy, [self._start(job, s) for job in unique for s in self._samples(job)]
-            ).run()
+            made = _Batch(self.policy, [self._start(job, s) for job in unique for s in self._samples(job)]).run()
         finally:
             self.policy.routing.slices = slices
         seconds = (time.perf_counter() - started) / max(1, sum(len(a.tokens) for a in made))
         by_plan = {(id(a.job), a.sample): a for a in made}
         found = [(job, s, leader.get(job.plan, job)) for job in group for s in range(job.plan.sampling.n)]
-        return [
-            self._response(job, s, by_plan[id(lead), 0 if greedy else s], seconds) for job, s, lead in found
-        ]
+        return [self._response(job, s, by_plan[id(lead), 0 if greedy else s], seconds) for job, s, lead in found]
 
     def _samples(self, job: Job) -> range:
         return range(1 if job.plan.sampling.temperature == 0.0 else job.plan.sampling.n)
@@ -144,9 +140,7 @@ class _Batch:
             len(sources),
             width + self.plan.sampling.max_new_tokens,
         )
-        states = [
-            self._prefill_part(sources, ids, offsets, part) for part in self._parts(len(sources), width)
-        ]
+        states = [self._prefill_part(sources, ids, offsets, part) for part in self._parts(len(sources), width)]
         number = {source: i for i, source in enumerate(sources)}
         index = torch.tensor([number[row.source] for row in self.rows], device=self.policy.device)
         if len(sources) < len(self.rows):
@@ -184,9 +178,7 @@ class _Batch:
         self.weights = torch.tensor([row.weight for row in self.rows], device=device)
         reads = {place[row.answer]: i for i, row in enumerate(self.rows) if row.read}
         self.reads = torch.tensor([reads[i] for i in range(len(self.alive))], device=device)
-        self.guides = torch.tensor(
-            [i for i, row in enumerate(self.rows) if not row.read], device=device
-        ).long()
+        self.guides = torch.tensor([i for i, row in enumerate(self.rows) if not row.read], device=device).long()
         heads = {row.head for row in self.rows if row.head is not None}
         self.heads = {h: [i for i, row in enumerate(self.rows) if row.head == h] for h in heads}
         mask = layout.step_mask(self.offsets, self.cache.capacity, self.policy.dtype)
@@ -241,9 +233,7 @@ class _Batch:
     def _guided(self, hidden: Tensor, candidates: Tensor) -> Tensor:
         """Weighted logits of the guide rows on their answers' candidates [guides, k]."""
         owners = self.owner[self.guides]
-        return (
-            self.policy.logits_at(hidden[self.guides], candidates[owners]) * self.weights[self.guides, None]
-        )
+        return self.policy.logits_at(hidden[self.guides], candidates[owners]) * self.weights[self.guides, None]
 
     def _note(self, tokens: Tensor) -> None:
         """Write the chosen tokens down and see who has ended."""

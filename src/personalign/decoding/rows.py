@@ -79,9 +79,7 @@ def rows_of(policy: Policy, number: int, job: Job) -> list[Row]:
     for i, stream in enumerate(plan.streams):
         ids = prompt_ids(policy, stream)
         check_length(policy, job.request, len(ids), plan.sampling.max_new_tokens)
-        rows.append(
-            Row(number, Source(ids, stream.deltas), stream.weight, stream.head, i == plan.candidates.stream)
-        )
+        rows.append(Row(number, Source(ids, stream.deltas), stream.weight, stream.head, i == plan.candidates.stream))
     return rows
 
 

@@ -50,9 +50,7 @@ def score_readings(
     return [sum(weight * sums[key] for weight, key in term) for term in terms]
 
 
-def _sums(
-    policy: Policy, deltas: Deltas, keys: list[_Key], on_done: Callable[[int], None] | None
-) -> dict[_Key, float]:
+def _sums(policy: Policy, deltas: Deltas, keys: list[_Key], on_done: Callable[[int], None] | None) -> dict[_Key, float]:
     rows = [Branches(prompt, (answer,)) for prompt, answer, _ in keys]
     with policy.using(deltas):
         scored = score_answers(policy, rows)

@@ -103,7 +103,7 @@ def answer_logprobs(policy: Policy, rows: Sequence[Branches], head: str | None =
     if head is not None:
         read = policy.heads[head](read)
     logp = target_logprobs(read, policy.model.get_output_embeddings(), layout.targets)
-    return list(logp.split(layout.sizes))
+    return list(logp.split_with_sizes(layout.sizes))
 
 
 def batches(rows: Sequence[Branches], max_tokens: int) -> list[list[int]]:

@@ -1,7 +1,8 @@
 """Row-weighted LoRA: one forward in which each slice of rows adds its own mixture of adapters.
 
 Decoding, soups and training share this layer; PEFT is only the file format (see `peft_files`).
-y = W x + sum_a c_a * (alpha_a / r_a) * B_a A_a x, for every row slice with its own coefficients c (LoRA, arXiv 2106.09685).
+y = W x + sum_a c_a * (alpha_a / r_a) * B_a A_a x, for every row slice with its own coefficients c (LoRA,
+arXiv 2106.09685).
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Routing:
 
     def by_row(self, rows: Sequence[Deltas]) -> None:
         """Contiguous slices from one delta tuple per row; rows should be sorted so that equal ones touch."""
+        if len(set(rows)) == 1:
+            return self.all_rows(rows[0])
         self.slices = []
         start = 0
         for stop in range(1, len(rows) + 1):
@@ -135,13 +138,11 @@ class LoRALinear(nn.Module):
     def _tiled(self, x: Tensor) -> Tensor:
         """All rows' deltas; for training, where writing into slices would copy the gradient for each of them."""
         regions = self.routing.regions(len(x))
-        parts = x.split([rows for rows, _ in regions])
+        parts = x.split_with_sizes([rows for rows, _ in regions])
         terms = [self.mixture(part, deltas) for part, (_, deltas) in zip(parts, regions, strict=True)]
         zeros = x.new_zeros(())
         shapes = [(*part.shape[:-1], self.base.out_features) for part in parts]
-        return torch.cat(
-            [zeros.expand(s) if t is None else t for t, s in zip(terms, shapes, strict=True)]
-        )
+        return torch.cat([zeros.expand(s) if t is None else t for t, s in zip(terms, shapes, strict=True)])
 
 
 def layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:

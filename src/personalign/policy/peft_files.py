@@ -60,9 +60,7 @@ def load_adapter(policy: Policy, name: str, folder: Path) -> None:
     problems += [k for k in expected.keys() & tensors.keys() if expected[k].shape != tensors[k].shape]
     if problems:
         policy.drop_adapter(name)
-        raise UserError(
-            f"adapter {folder} does not fit {policy.label}: {len(problems)} tensors, first {problems[0]}"
-        )
+        raise UserError(f"adapter {folder} does not fit {policy.label}: {len(problems)} tensors, first {problems[0]}")
     with torch.no_grad():
         for path, layer in lora.layers(policy.model):
             if name in layer.deltas:

@@ -32,9 +32,7 @@ class Policy:
         self.user_deltas: dict[str, Deltas] = {}
         self.spec = PolicySpec()
         self.stop_ids = chat.stop_ids(tokenizer, model.generation_config)
-        self.pad_id: int = next(
-            i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None
-        )
+        self.pad_id: int = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
 
     @property
     def device(self) -> torch.device:

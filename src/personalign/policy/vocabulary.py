@@ -7,6 +7,7 @@ that comes in, and no [tokens, vocabulary] matrix outlives its rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class _TargetLogprobs(torch.autograd.Function):
         return logp
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         return (gradient[:, None] * ctx.slope).to(ctx.slope.dtype), None, None, None
 
@@ -48,8 +49,8 @@ def target_logprobs(hidden: Tensor, vocabulary: nn.Module, targets: Tensor) -> T
     """
     frozen = not any(p.requires_grad for p in vocabulary.parameters())
     if type(vocabulary) is nn.Linear and frozen and not hasattr(vocabulary.weight, "ds_id"):
-        result: Tensor = _TargetLogprobs.apply(hidden, vocabulary.weight, vocabulary.bias, targets)
-        return result
+        apply: Callable[..., Tensor] = _TargetLogprobs.apply
+        return apply(hidden, vocabulary.weight, vocabulary.bias, targets)
     scores = vocabulary(hidden)
     wide = torch.promote_types(scores.dtype, torch.float32)
     return -F.cross_entropy(scores.to(wide), targets, reduction="none")

@@ -10,10 +10,10 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 from personalign.reporting.collect import Results
+from personalign.reporting.markup import fit, safe
 from personalign.reporting.table import RECORD, Column, columns
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ PANELS = (
 )
 ACROSS = 3
 LINE = 0.26  # inches a row
+LONGEST = 40  # characters of a row's name
 # Text stays text, ids do not change from run to run, and a dollar sign in a row's name is no formula.
 STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "personalign", "text.parse_math": False, "font.size": 9}
 # Colours by what they paint; in the page each gives way to the style sheet's variable of that name.
@@ -54,7 +55,7 @@ def picture(results: Results, kind: Literal["svg", "png"]) -> bytes:
             _panel(ax, results, column, named=place % ACROSS == 0)
         for ax in axes[len(chosen) :]:
             ax.set_axis_off()
-        figure.supxlabel(caption(results), fontsize=9, color=COLOURS["muted"])
+        figure.supxlabel(fit(caption(results)), fontsize=9, color=COLOURS["muted"])
         return _saved(figure, kind)
 
 
@@ -111,8 +112,8 @@ def _panel(ax: Axes, results: Results, column: Column, named: bool) -> None:
 
 
 def _dress(ax: Axes, results: Results, title: str, named: bool) -> None:
-    ax.set_title(title, loc="left", fontsize=10, color=COLOURS["ink"])
-    names = [row.name + (" (oracle)" if "oracle" in row.flags else "") for row in results.rows]
+    ax.set_title(fit(title), loc="left", fontsize=10, color=COLOURS["ink"])
+    names = [_short(row.name) + (" (oracle)" if "oracle" in row.flags else "") for row in results.rows]
     ax.set_yticks(range(len(names)), names if named else [""] * len(names), color=COLOURS["ink"])
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.locator_params(axis="x", nbins=5)
@@ -123,6 +124,11 @@ def _dress(ax: Axes, results: Results, title: str, named: bool) -> None:
     ax.patch.set_visible(False)
     for side in ax.spines.values():
         side.set_visible(False)
+
+
+def _short(name: str) -> str:
+    name = " ".join(fit(name).split())
+    return name if len(name) <= LONGEST else f"{name[:LONGEST]}\u2026"
 
 
 def _arrow(results: Results, column: Column) -> str:
@@ -148,4 +154,4 @@ def _embedded(svg: str, prefix: str, label: str) -> str:
         svg = re.sub(rf'(<svg[^>]*?) {side}="[^"]*"', r"\1", svg, count=1)
     for name, colour in COLOURS.items():
         svg = svg.replace(colour, f"var(--{name})")
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{safe(label)}" ', 1)

@@ -49,7 +49,7 @@ KNOWN = (
     Column("repetition", "Text", "repetition", "Rep.", 3),
     Column("perplexity", "Text", "perplexity", "PPL", 1),
     Column("tokens_per_second", "Cost", "tokens/s", "Tok/s", 0),
-    Column("forward_tokens_per_token", "Cost", "forward tokens per token", "Fwd", 1),
+    Column("forward_tokens_per_token", "Cost", "forward tokens / token", "Fwd", 1),
     Column("words", "Text", "words", "Words", 0, "more"),
     Column("distinct", "Text", "diversity over a user's answers", "Distinct", 2, "more"),
     Column("eos_rate", "Endings", "by end of text", "EOS", 2, "more"),
@@ -143,7 +143,9 @@ def counts(results: Results) -> str:
     for column in columns(results):
         found = [row.metrics[column.metric] for row in results.rows if column.metric in row.metrics]
         if found:
-            sizes = dict.fromkeys(f"{figure.n} items of {figure.users} user{'s' * (figure.users != 1)}" for figure in found)
+            sizes = dict.fromkeys(
+                f"{figure.n} items of {figure.users} user{'s' * (figure.users != 1)}" for figure in found
+            )
             groups.setdefault(" or ".join(sizes), []).append(column.full)
     common, *rest = sorted(groups, key=lambda sizes: -len(groups[sizes])) or ["nothing"]
     return "; ".join([common, *(f"{', '.join(groups[sizes])}: {sizes}" for sizes in rest)])

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from personalign.reporting.collect import Results
+from personalign.reporting.markup import fit
 from personalign.reporting.rows import Row
 from personalign.reporting.table import Column, best, columns, interval, marks, notes, value
 
@@ -42,17 +43,21 @@ def show(results: Results, files: Sequence[Path], console: Console) -> None:
     if results.rows:
         console.print(_table(results, chosen))
         for line in notes(results):
-            console.print(Text(line, style="dim"))
+            console.print(Text(fit(line), style="dim"))
     for one in results.missing:
         error = f": {one.error.splitlines()[0]}" if one.error else ""
-        console.print(Text(f"{one.row}: {one.status}{error}", style="red" if one.error else "yellow"))
+        console.print(Text(fit(f"{one.row}: {one.status}{error}"), style="red" if one.error else "yellow"))
     for path in files:
         console.print(str(path), soft_wrap=True, highlight=False, markup=False)
 
 
 def _table(results: Results, shown: Sequence[Column]) -> Table:
     table = Table(
-        title=escape(results.title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+        title=escape(fit(results.title)),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     table.add_column("")
     for column in shown:
@@ -60,7 +65,7 @@ def _table(results: Results, shown: Sequence[Column]) -> Table:
     top = {column.metric: best(results, column) for column in shown}
     for row in results.rows:
         name = f"{row.name} ({', '.join(marks(row))})" if marks(row) else row.name
-        table.add_row(Text(name), *(_cell(row, column, row.name in top[column.metric]) for column in shown))
+        table.add_row(Text(fit(name)), *(_cell(row, column, row.name in top[column.metric]) for column in shown))
     return table
 
 

@@ -65,7 +65,11 @@ class Classifier(Reward):
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             inputs = tokenizer(
-                [texts[i] for i in batch], padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+                [texts[i] for i in batch],
+                padding=True,
+                truncation=True,
+                max_length=self.max_tokens,
+                return_tensors="pt",
             )
             with torch.inference_mode():
                 logits = model(**inputs.to(model.device)).logits.float()

@@ -1,0 +1,85 @@
+"""Direct preference optimisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from personalign.alignment.batches import Limits, encode
+from personalign.alignment.learner import Recipe
+from personalign.alignment.preference import Preference, lengths, references
+from personalign.alignment.trainees import Adapters
+from personalign.alignment.training import nonempty, spread, train
+from personalign.contracts import Data, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Render, Stage
+from personalign.policy.lora import LoRAConfig
+from personalign.policy.reference import fingerprint
+
+if TYPE_CHECKING:
+    from personalign.policy.policy import Policy
+    from personalign.runtime.fitting import Fitting
+
+
+class DPO(Stage):
+    """One LoRA adapter from all users' pairs by the DPO loss (arXiv 2305.18290, eq. 7).
+
+    The prompts are those that generation renders: with a preference prompt the policy is conditioned on the user,
+    with the plain one it is one policy for all (pooled). The reference is the policy as it stands before.
+    """
+
+    needs = ("pairs",)
+    provides = ("policy.aligned",)
+    paper = "arXiv 2305.18290, eq. 7"
+    node = "alignment through feedback / training-time"
+
+    def __init__(
+        self,
+        *,
+        adapter: str,
+        rank: PositiveInt,
+        alpha: PositiveFloat,
+        dropout: Fraction,
+        targets: list[str],
+        beta: PositiveFloat,
+        learning_rate: PositiveFloat,
+        warmup: Fraction,
+        schedule: Literal["constant", "linear", "cosine"],
+        steps: PositiveInt,
+        batch_size: PositiveInt,
+        weight_decay: NonNegativeFloat,
+        max_grad_norm: PositiveFloat | None,
+        pairs: PositiveInt | None,
+        max_prompt: PositiveInt,
+        max_answer: PositiveInt,
+        checkpoint_every: PositiveInt,
+    ) -> None:
+        self.adapters = Adapters((adapter,), LoRAConfig(rank, alpha, dropout, tuple(targets)))
+        self.limits = Limits(max_prompt, max_answer)
+        self.adapter, self.beta, self.pairs = adapter, beta, pairs
+        self.recipe = Recipe(
+            learning_rate=learning_rate,
+            warmup=warmup,
+            schedule=schedule,
+            steps=steps,
+            batch_size=batch_size,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            checkpoint_every=checkpoint_every,
+        )
+
+    def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
+        before = policy.spec.aligned
+        after = (*before, (self.adapter, 1.0))
+        pairs = spread(nonempty(data.pairs("train"), self.adapter), self.pairs)
+        rows = {self.adapter: encode(policy, pairs, render, self.limits)}
+
+        def prepare() -> tuple[Preference, dict[str, list[int]]]:
+            reference = references(policy, rows, before, fitting.cache)
+            return Preference(policy, rows, reference, {self.adapter: after}, self.beta), lengths(rows)
+
+        content = ["dpo", fingerprint(policy, before), self.adapters, self.beta, rows]
+        figures = train(
+            policy, fitting, self.adapters, title=self.adapter, content=content, recipe=self.recipe, prepare=prepare
+        )
+        policy.spec = replace(policy.spec, aligned=after)
+        return figures

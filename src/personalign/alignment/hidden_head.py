@@ -1,0 +1,76 @@
+"""PAD stage 2 in the released form: a linear map of the hidden state in front of the vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from personalign.alignment.batches import Limits, encode
+from personalign.alignment.learner import Recipe
+from personalign.alignment.preference import Preference, lengths, references
+from personalign.alignment.trainees import Head
+from personalign.alignment.training import nonempty, spread, train
+from personalign.contracts import Data, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Render, Stage
+from personalign.policy.heads import HiddenHead
+from personalign.policy.reference import fingerprint
+
+if TYPE_CHECKING:
+    from personalign.policy.policy import Policy
+    from personalign.runtime.fitting import Fitting
+
+HEAD = "pad"
+
+
+class PadHiddenHead(Stage):
+    """The value head of PAD's released code: width x width, the identity at first, on top of the aligned policy,
+    which stays frozen (arXiv 2410.04070, algorithm 1, stage 2; its code never shipped this training).
+
+    Trained by eq. 9 with w = 1, on the prompts that generation renders; the reference is the base without adapters.
+    """
+
+    needs = ("pairs", "policy.aligned")
+    provides = ("policy.heads.pad",)
+    paper = "arXiv 2410.04070, eq. 9 and algorithm 1, stage 2; its released code (commit 51bea05)"
+    node = "alignment through feedback / inference-time / reward-guided decoding"
+
+    def __init__(
+        self,
+        *,
+        beta: PositiveFloat,
+        learning_rate: PositiveFloat,
+        warmup: Fraction,
+        schedule: Literal["constant", "linear", "cosine"],
+        steps: PositiveInt,
+        batch_size: PositiveInt,
+        weight_decay: NonNegativeFloat,
+        max_grad_norm: PositiveFloat | None,
+        pairs: PositiveInt | None,
+        max_prompt: PositiveInt,
+        max_answer: PositiveInt,
+        checkpoint_every: PositiveInt,
+    ) -> None:
+        self.limits = Limits(max_prompt, max_answer)
+        self.beta, self.pairs = beta, pairs
+        self.recipe = Recipe(
+            learning_rate=learning_rate,
+            warmup=warmup,
+            schedule=schedule,
+            steps=steps,
+            batch_size=batch_size,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            checkpoint_every=checkpoint_every,
+        )
+
+    def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
+        aligned = policy.spec.aligned
+        pairs = spread(nonempty(data.pairs("train"), HEAD), self.pairs)
+        rows = {HEAD: encode(policy, pairs, render, self.limits)}
+
+        def prepare() -> tuple[Preference, dict[str, list[int]]]:
+            reference = references(policy, rows, (), fitting.cache)
+            return Preference(policy, rows, reference, {HEAD: aligned}, self.beta, HEAD), lengths(rows)
+
+        content = ["hidden head", fingerprint(policy, aligned), self.beta, rows]
+        trainee = Head(HEAD, HiddenHead(policy.embedding.embedding_dim))
+        return train(policy, fitting, trainee, title=HEAD, content=content, recipe=self.recipe, prepare=prepare)

@@ -1,0 +1,109 @@
+"""The one LightningModule of alignment: what learns, under an objective, by AdamW."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from personalign.alignment.batches import Indices
+from personalign.contracts import UserError
+from personalign.policy.policy import Policy
+
+Schedule = Literal["constant", "linear", "cosine"]
+Objective = Callable[[Indices], tuple[Tensor, Mapping[str, Tensor]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How long and how fast: `steps` optimizer steps of `batch_size` pairs (of each group, over all processes).
+
+    `warmup` is the part of the steps in which the rate rises; `max_grad_norm` holds for each group of weights.
+    """
+
+    learning_rate: float
+    warmup: float
+    schedule: Schedule
+    steps: int
+    batch_size: int
+    weight_decay: float
+    max_grad_norm: float | None
+    checkpoint_every: int
+
+
+def rate(recipe: Recipe, step: int) -> float:
+    """The learning rate of a step (from 0), as a part of the full one."""
+    rising = math.ceil(recipe.warmup * recipe.steps)
+    if step < rising:
+        return (step + 1) / rising
+    left = 1.0 - (step - rising) / max(1, recipe.steps - rising)
+    if recipe.schedule == "linear":
+        return left
+    return 0.5 * (1.0 + math.cos(math.pi * (1.0 - left))) if recipe.schedule == "cosine" else 1.0
+
+
+class Learner(pl.LightningModule):
+    """Trains groups of parameters of a policy; its state is these parameters alone.
+
+    An objective turns the indices of a micro-batch into the mean loss and the figures to report.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        policy: Policy,
+        groups: Sequence[Sequence[nn.Parameter]],
+        objective: Objective,
+        recipe: Recipe,
+    ) -> None:
+        super().__init__()
+        self.title, self.objective, self.recipe = title, objective, recipe
+        self.model, self.heads = policy.model, policy.heads
+        self.groups = groups
+        self.strict_loading = False
+
+    def training_step(self, batch: Indices, batch_idx: int) -> dict[str, Any]:
+        loss, figures = self.objective(batch)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss of stage {self.title!r} is {float(loss)} at step {self.global_step + 1}: lower its "
+                f"learning_rate (now {self.recipe.learning_rate}) or its max_grad_norm, and run it again"
+            )
+        return {"loss": loss, "figures": {"loss": loss.detach(), **figures}}
+
+    def configure_optimizers(self) -> Any:
+        groups = [{"params": list(group)} for group in self.groups]
+        optimizer = torch.optim.AdamW(groups, lr=self.recipe.learning_rate, weight_decay=self.recipe.weight_decay)
+        scheduler = LambdaLR(optimizer, lambda step: rate(self.recipe, step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Each group on its own: what is trained beside it must not change an adapter."""
+        if gradient_clip_val is not None:
+            for group in optimizer.param_groups:
+                nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what learns, without the frozen base."""
+        checkpoint["state_dict"] = {name: p.detach() for name, p in self.trainable().items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises UserError where the checkpoint is of other parameters, as the base is not compared."""
+        if self.trainable().keys() != checkpoint["state_dict"].keys():
+            raise UserError(
+                f"the checkpoint of stage {self.title!r} is of other weights: remove it to train from the start"
+            )

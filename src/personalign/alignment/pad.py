@@ -1,0 +1,150 @@
+"""PAD stage 1 with K features: one adapter for every dimension of the pairs' labels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Literal
+
+from personalign.alignment.batches import Limits, encode
+from personalign.alignment.learner import Recipe
+from personalign.alignment.preference import Preference, lengths, references
+from personalign.alignment.trainees import Adapters
+from personalign.alignment.training import nonempty, train
+from personalign.contracts import (
+    Data,
+    Fraction,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Render,
+    Stage,
+    UserError,
+)
+from personalign.policy.lora import LoRAConfig
+from personalign.policy.reference import fingerprint
+from personalign.types import Messages, Pair
+
+if TYPE_CHECKING:
+    from personalign.policy.policy import Policy
+    from personalign.runtime.fitting import Fitting
+
+
+class Pad(Stage):
+    """K features log pihat_k: one adapter a dimension, trained on pairs that are relabelled by that dimension
+    (arXiv 2410.04070, eq. 9 with one-hot w; K features are our reading of eq. 4 to 10).
+
+    All are trained side by side in one forward pass, and none depends on another. The reference is the base.
+    """
+
+    needs = ("pairs", "labels")
+    provides = ("policy.features",)
+    paper = "arXiv 2410.04070, eq. 9 and algorithm 1, stage 1 (K features: our reading)"
+    node = "alignment through feedback / inference-time / reward-guided decoding"
+
+    def __init__(
+        self,
+        *,
+        adapter: str,
+        dimensions: list[str] | None,
+        min_gap: NonNegativeFloat,
+        pairs: PositiveInt | None,
+        rank: PositiveInt,
+        alpha: PositiveFloat,
+        dropout: Fraction,
+        targets: list[str],
+        beta: PositiveFloat,
+        learning_rate: PositiveFloat,
+        warmup: Fraction,
+        schedule: Literal["constant", "linear", "cosine"],
+        steps: PositiveInt,
+        batch_size: PositiveInt,
+        weight_decay: NonNegativeFloat,
+        max_grad_norm: PositiveFloat | None,
+        max_prompt: PositiveInt,
+        max_answer: PositiveInt,
+        checkpoint_every: PositiveInt,
+    ) -> None:
+        self.config = LoRAConfig(rank, alpha, dropout, tuple(targets))
+        self.limits = Limits(max_prompt, max_answer)
+        self.adapter, self.dimensions, self.beta = adapter, dimensions, beta
+        self.min_gap, self.pairs = min_gap, pairs
+        self.recipe = Recipe(
+            learning_rate=learning_rate,
+            warmup=warmup,
+            schedule=schedule,
+            steps=steps,
+            batch_size=batch_size,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            checkpoint_every=checkpoint_every,
+        )
+
+    def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
+        found = nonempty(data.pairs("train"), self.adapter)
+        prompts = [render(pair.request) for pair in found]
+        dimensions = occurring(found, self.dimensions)
+        names = dict(zip(dimensions, adapter_names(self.adapter, dimensions), strict=True))
+        rows = {
+            d: encode(policy, contrasting(found, prompts, d, self.min_gap, self.pairs), render, self.limits)
+            for d in dimensions
+        }
+        deltas = {d: ((names[d], 1.0),) for d in dimensions}
+
+        def prepare() -> tuple[Preference, dict[str, list[int]]]:
+            reference = references(policy, rows, (), fitting.cache)
+            return Preference(policy, rows, reference, deltas, self.beta), lengths(rows)
+
+        adapters = Adapters(tuple(names.values()), self.config)
+        content = ["pad", fingerprint(policy, ()), adapters, self.beta, rows]
+        figures = train(
+            policy, fitting, adapters, title=self.adapter, content=content, recipe=self.recipe, prepare=prepare
+        )
+        policy.spec = replace(policy.spec, features={**policy.spec.features, **deltas})
+        return figures
+
+
+def occurring(pairs: Sequence[Pair], wanted: Sequence[str] | None) -> list[str]:
+    """The dimensions of the labels, or of these the wanted ones. Raises UserError where there are no such labels."""
+    known = list(dict.fromkeys(d for pair in pairs for d in pair.labels))
+    if not known:
+        raise UserError(
+            "the pairs have no labels per dimension, which PAD's features are trained on: "
+            "choose data with labels, or alignment=dpo"
+        )
+    for dimension in wanted or ():
+        if dimension not in known:
+            near = get_close_matches(dimension, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
+            raise UserError(f"alignment.pad.dimensions names {dimension!r}, but no pair has such a label: {hint}")
+    return list(wanted) if wanted else known
+
+
+def contrasting(
+    pairs: Sequence[Pair], prompts: Sequence[Messages], dimension: str, min_gap: float, limit: int | None
+) -> list[Pair]:
+    """Pairs relabelled by the sign of one dimension: the most contrasting first, each two answers to a prompt once."""
+    gaps = [(pair.labels.get(dimension, 0.0), pair, prompt) for pair, prompt in zip(pairs, prompts, strict=True)]
+    unique: dict[object, Pair] = {}
+    for gap, pair, prompt in sorted(gaps, key=lambda found: -abs(found[0])):
+        if gap != 0.0 and abs(gap) >= min_gap:
+            unique.setdefault((prompt, frozenset((pair.chosen, pair.rejected))), turned(pair, gap))
+    if not unique:
+        raise UserError(
+            f"no pair of answers differs by {min_gap} or more in {dimension!r}: lower alignment.pad.min_gap, or leave "
+            "that dimension out of alignment.pad.dimensions"
+        )
+    return list(unique.values())[:limit]
+
+
+def turned(pair: Pair, gap: float) -> Pair:
+    """The pair with the answer that has more of the dimension as the chosen one."""
+    return pair if gap > 0 else replace(pair, chosen=pair.rejected, rejected=pair.chosen)
+
+
+def adapter_names(prefix: str, dimensions: Sequence[str]) -> list[str]:
+    """A name for each dimension's adapter, of characters that files and modules can bear."""
+    names = [f"{prefix}-{re.sub(r'[^A-Za-z0-9_-]', '_', d)}" for d in dimensions]
+    return [name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names)]

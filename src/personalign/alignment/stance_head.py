@@ -1,0 +1,133 @@
+"""PAD stage 2 where the preference is text: from a user's statement to the weights of the features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from personalign.alignment.batches import Indices, Limits, encode
+from personalign.alignment.learner import Recipe
+from personalign.alignment.losses import margins, pad_loss
+from personalign.alignment.trainees import Head
+from personalign.alignment.training import nonempty, spread, train
+from personalign.contracts import (
+    Data,
+    Fraction,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Render,
+    Stage,
+    UserError,
+)
+from personalign.policy.heads import StanceHead, embed
+from personalign.policy.reference import fingerprint, sequence_logprobs
+from personalign.types import Pair
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from personalign.policy.logprobs import Branches
+    from personalign.policy.policy import Policy
+    from personalign.runtime.fitting import Fitting
+
+HEAD = "stance"
+
+
+class PadStanceHead(Stage):
+    """w = tanh(head(embedding of the user's statement)), by eq. 9 with the features frozen (arXiv 2410.04070,
+    algorithm 1, stage 2). Memory `stance_head` reads it. Pairs of users without a statement take no part."""
+
+    needs = ("pairs", "events.statement", "policy.features")
+    provides = ("policy.heads.stance",)
+    paper = "arXiv 2410.04070, eq. 9 and algorithm 1, stage 2 (K features: our reading)"
+    node = "alignment through feedback / inference-time / reward-guided decoding"
+
+    def __init__(
+        self,
+        *,
+        beta: PositiveFloat,
+        learning_rate: PositiveFloat,
+        warmup: Fraction,
+        schedule: Literal["constant", "linear", "cosine"],
+        steps: PositiveInt,
+        batch_size: PositiveInt,
+        weight_decay: NonNegativeFloat,
+        max_grad_norm: PositiveFloat | None,
+        pairs: PositiveInt | None,
+        max_prompt: PositiveInt,
+        max_answer: PositiveInt,
+        checkpoint_every: PositiveInt,
+    ) -> None:
+        self.limits = Limits(max_prompt, max_answer)
+        self.beta, self.pairs = beta, pairs
+        self.recipe = Recipe(
+            learning_rate=learning_rate,
+            warmup=warmup,
+            schedule=schedule,
+            steps=steps,
+            batch_size=batch_size,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            checkpoint_every=checkpoint_every,
+        )
+
+    def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
+        told = [(pair, said(data, pair)) for pair in nonempty(data.pairs("train"), HEAD)]
+        chosen = spread([(pair, text) for pair, text in told if text is not None], self.pairs)
+        if not chosen:
+            raise UserError(
+                "no user with training pairs stated a preference, which the stance head is trained on: "
+                "choose data with statements, or memory=stance_stated without alignment=pad_stance_head"
+            )
+        rows = encode(policy, [pair for pair, _ in chosen], render, self.limits)
+        texts = [text for _, text in chosen]
+        head = StanceHead(tuple(policy.spec.features), policy.embedding.embedding_dim)
+
+        def prepare() -> tuple[Stances, dict[str, list[int]]]:
+            embeddings = {text: embed(policy, text).cpu() for text in dict.fromkeys(texts)}
+            head.standardise(torch.stack(list(embeddings.values())))
+            features = feature_margins(policy, rows, fitting.cache)
+            statements = torch.stack([embeddings[text] for text in texts])
+            return Stances(head, statements, features, self.beta), {HEAD: [1] * len(rows)}
+
+        weights = [fingerprint(policy, deltas) for deltas in policy.spec.features.values()]
+        content = ["stance head", weights, list(policy.spec.features), self.beta, texts, rows]
+        trainee = Head(HEAD, head)
+        return train(
+            policy, fitting, trainee, title=HEAD, content=content, recipe=self.recipe, prepare=prepare, light=True
+        )
+
+
+class Stances:
+    """Eq. 9 on known margins [pairs, K], with the weights that the head reads in embeddings [pairs, width]."""
+
+    def __init__(self, head: StanceHead, statements: Tensor, margins: Tensor, beta: float) -> None:
+        self.head, self.statements, self.margins, self.beta = head, statements, margins, beta
+
+    def __call__(self, batch: Indices) -> tuple[Tensor, Mapping[str, Tensor]]:
+        device = self.head.linear.weight.device
+        known = self.margins[batch[HEAD]].to(device)
+        weights = self.head(self.statements[batch[HEAD]].to(device))
+        accuracy = ((weights * known).sum(-1) > 0).float().mean()
+        return pad_loss(known, weights, self.beta).mean(), {"accuracy": accuracy}
+
+
+def said(data: Data, pair: Pair) -> str | None:
+    """The newest preference that the pair's user had stated when the pair was made."""
+    request = pair.request
+    stated = [e for e in data.events(request.user) if e.kind == "statement" and e.time < request.time]
+    return str(max(stated, key=lambda event: event.time).payload["text"]) if stated else None
+
+
+def feature_margins(policy: Policy, rows: Sequence[Branches], cache: Path) -> Tensor:
+    """log pihat_k/p_ref (chosen) - log pihat_k/p_ref (rejected) of every pair and feature: [pairs, K], in nats."""
+    reference = sequence_logprobs(policy, rows, (), cache, "reference log-probs")
+    found = [
+        margins(sequence_logprobs(policy, rows, deltas, cache, f"feature {dimension}"), reference)
+        for dimension, deltas in policy.spec.features.items()
+    ]
+    return torch.stack(found, dim=-1)

@@ -1,0 +1,114 @@
+"""What a stage trains: fresh adapters or a head, and how they are kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from personalign.contracts import UserError
+from personalign.policy import lora
+from personalign.policy.heads import load_head, save_head
+from personalign.policy.peft_files import load_adapter, save_adapter
+from personalign.policy.policy import Policy
+from personalign.runtime.seeds import derive
+
+NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Adapters:
+    """LoRA adapters by name, all of one configuration; kept as PEFT folders."""
+
+    names: tuple[str, ...]
+    config: lora.LoRAConfig
+
+    def create(self, policy: Policy, seed: int) -> list[list[nn.Parameter]]:
+        """Fresh ones, each drawn from the seed and its own name; their trainable weights, adapter by adapter."""
+        groups = []
+        for name in self.names:
+            self._check(policy, name)
+            with torch.random.fork_rng():
+                torch.manual_seed(derive(seed, "adapter", name))
+                groups.append(policy.add_adapter(name, self.config))
+        _only(policy, [p for group in groups for p in group])
+        self._mode(policy, training=True)
+        return groups
+
+    def _check(self, policy: Policy, name: str) -> None:
+        if not NAME.fullmatch(name):
+            raise UserError(f"{name!r} is no name of an adapter: use letters, digits, - and _")
+        if name in policy.configs:
+            raise UserError(f"two stages of alignment train an adapter {name!r}: give one of them another name")
+
+    def _mode(self, policy: Policy, training: bool) -> None:
+        for _, layer in lora.layers(policy.model):
+            for name in self.names:
+                if name in layer.deltas:
+                    layer.deltas[name].train(training)
+
+    def freeze(self, policy: Policy) -> None:
+        self._mode(policy, training=False)
+        _only(policy, [])
+
+    def discard(self, policy: Policy) -> None:
+        for name in self.names:
+            if name in policy.configs:
+                policy.drop_adapter(name)
+
+    def save(self, policy: Policy, folder: Path) -> None:
+        for name in self.names:
+            save_adapter(policy, name, folder / name)
+
+    def load(self, policy: Policy, folder: Path) -> None:
+        for name in self.names:
+            self._check(policy, name)
+            load_adapter(policy, name, folder / name)
+        self.freeze(policy)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """One head of the policy by name; kept as safetensors."""
+
+    name: str
+    module: nn.Module
+
+    def create(self, policy: Policy, seed: int) -> list[list[nn.Parameter]]:
+        self._add(policy)
+        parameters = list(self.module.parameters())
+        _only(policy, parameters)
+        return [parameters]
+
+    def _add(self, policy: Policy) -> None:
+        if self.name in policy.heads:
+            raise UserError(f"two stages of alignment train a head {self.name!r}: choose one of them")
+        policy.heads[self.name] = self.module.to(policy.device)
+        policy.spec = replace(policy.spec, heads=(*policy.spec.heads, self.name))
+
+    def freeze(self, policy: Policy) -> None:
+        _only(policy, [])
+
+    def discard(self, policy: Policy) -> None:
+        del policy.heads[self.name]
+        policy.spec = replace(policy.spec, heads=tuple(h for h in policy.spec.heads if h != self.name))
+
+    def save(self, policy: Policy, folder: Path) -> None:
+        save_head(self.module, folder / f"{self.name}.safetensors")
+
+    def load(self, policy: Policy, folder: Path) -> None:
+        self._add(policy)
+        load_head(self.module, folder / f"{self.name}.safetensors")
+        self.freeze(policy)
+
+
+def _only(policy: Policy, parameters: Sequence[nn.Parameter]) -> None:
+    """Let these learn and nothing else."""
+    policy.model.requires_grad_(False)
+    policy.heads.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)

@@ -1,0 +1,223 @@
+"""The page and the pictures: whole, self-contained, and safe whatever users and models wrote."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console
+
+from personalign.contracts import UserError
+from personalign.reporting.answers import LONGEST, PROMPTS
+from personalign.reporting.collect import Missing, collect
+from personalign.reporting.figure import inline, panels, picture
+from personalign.reporting.html import page
+from personalign.reporting.report import FORMATS, print_table, report
+from personalign.reporting.terminal import show
+
+Fakes = Callable[[str], Any]
+VOID = {"meta", "br"}
+HOSTILE = "</p><script>alert(1)</script><img src=x onerror=alert(2)>&amp;'\"\x00\x1b[31m\u202eabc\ud800 $x_{1"
+
+
+class Outline(HTMLParser):
+    """Checks that elements close in order; keeps tags, attributes and visible text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_is_whole_and_fetches_nothing(demo: Path) -> None:
+    text = page(collect(demo))
+    outline = Outline(text)
+    assert not outline.tags.keys() & {"script", "link", "img", "iframe", "object"}
+    assert not [name for name, _ in outline.attributes if name in ("src", "srcset", "href") or name.startswith("on")]
+    assert not re.findall(r"@import|url\((?!#)", text)
+    assert all(link.startswith("#") for name, link in outline.attributes if name == "xlink:href")
+    assert outline.tags["article"] == 8 * 24 and outline.tags["details"] == 8 + 1
+    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+
+
+def test_ids_are_unique_and_references_resolve(demo: Path) -> None:
+    text = page(collect(demo))
+    ids = Counter(re.findall(r'\bid="([^"]+)"', text))
+    assert max(ids.values()) == 1
+    used = set(re.findall(r"url\(#([^)]+)\)", text)) | set(re.findall(r'xlink:href="#([^"]+)"', text))
+    assert used and used <= ids.keys()
+
+
+def test_the_page_says_what_the_files_say(demo: Path) -> None:
+    results = collect(demo)
+    said = Outline(page(results)).text
+    row = results.rows[5]
+    assert row.against is not None
+    for part in (
+        f"{row.against.win} / {row.against.tie} / {row.against.lose}",
+        f"+{row.metrics['reward_difference'].value:.2f}",
+        row.runs[0].answers[0]["text"],
+        "I like warm, encouraging answers and formal language and the general idea.",
+        "arXiv 2410.04070 v7, Table 2",
+        row.runs[0].record["identity"],
+        "code.revision: 0f3c1a9be2d44c60a7c1f5b1de8e7a9035c1d2aa",
+        "8 rows, 8 users, 24 held-out requests, 1 seed",
+    ):
+        assert part in said
+    assert page(results) == page(collect(demo))
+
+
+def test_texts_from_outside_are_text(tmp_path: Path, fakes: Fakes) -> None:
+    hostile = HOSTILE.replace("\x00", "")
+    identity = fakes("write_run")(tmp_path / "runs", "base", name=hostile, flags=[hostile])
+    record = json.loads((tmp_path / "runs" / identity / "record.json").read_text())
+    record["users"] = {HOSTILE: {"statement": HOSTILE, "stance": {HOSTILE: 1.0}}}
+    record["provenance"], record["cost"] = {HOSTILE: HOSTILE}, {HOSTILE: 1}
+    record["metrics"][f"reward.{HOSTILE}"] = record["metrics"]["reward"]
+    (tmp_path / "runs" / identity / "record.json").write_text(json.dumps(record))
+    truth = {"total": 1.0, "dimensions": {HOSTILE: 0.5}}
+    line = {
+        "request": "r",
+        "user": HOSTILE,
+        "sample": 0,
+        "round": 0,
+        "prompt": HOSTILE,
+        "text": HOSTILE,
+        "truth": truth,
+    }
+    (tmp_path / "runs" / identity / "samples-0.jsonl").write_text(json.dumps(line) + "\n")
+    (tmp_path / "runs" / identity / "samples-1.jsonl").unlink()
+    results = collect(tmp_path / "runs")
+    published = (
+        {"title": HOSTILE, "source": HOSTILE, "columns": {HOSTILE: None}, "rows": [{"name": HOSTILE, "values": {}}]},
+    )
+    missing = (Missing(HOSTILE, (HOSTILE,), "failed", HOSTILE),)
+    results = replace(results, title=HOSTILE, published=published, missing=missing, baseline=HOSTILE)
+    text = page(results)
+    text.encode("utf-8")
+    outline = Outline(text)
+    assert not outline.tags.keys() & {"script", "img"}
+    assert not [name for name, _ in outline.attributes if name.startswith("on")]
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202e\ud800]", text)
+    assert outline.text.count("<script>alert(1)</script>") >= 15
+    ElementTree.fromstring(picture(results, "svg"))
+    show(results, [], Console(file=io.StringIO(), width=100))
+
+
+def test_long_answers_and_many_prompts_are_cut_and_told(tmp_path: Path, fakes: Fakes) -> None:
+    identity = fakes("write_run")(tmp_path, "base")
+    lines = [
+        {"request": str(i), "user": "u", "sample": 0, "round": 0, "prompt": "p", "text": "x" * (LONGEST + 7)}
+        for i in range(PROMPTS + 2)
+    ]
+    (tmp_path / identity / "samples-0.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / identity / "samples-1.jsonl").unlink()
+    said = Outline(page(collect(tmp_path))).text
+    assert said.count("and 7 more characters") == PROMPTS and "2 further prompts" in said
+    assert "x" * LONGEST in said and "x" * (LONGEST + 1) not in said
+
+
+def test_a_page_before_anything_is_finished(demo: Path) -> None:
+    results = replace(collect(demo), rows=(), level=None, tie=None, missing=(Missing("y", ("a=1",), "failed", "why"),))
+    said = Outline(page(results)).text
+    assert "why" in said and "1 run not finished" in said and "Provenance" not in said
+
+
+def test_the_answer_cards_mark_the_best_and_the_side(demo: Path) -> None:
+    text = page(collect(demo))
+    groups = text.split('class="answers"')[1:]
+    assert len(groups) == 24
+    for group in groups:
+        assert group.count('class="answer best"') == 1
+        rewards = [
+            float(r.replace("\u2212", "-"))
+            for r in re.findall(r"<span[^>]*>([+\u2212]\d\.\d\d)</span></header>", group)
+        ]
+        assert len(rewards) == 8
+        top = re.search(r'class="answer best"><header>.*?([+\u2212]\d\.\d\d)</span></header>', group)
+        assert top and float(top[1].replace("\u2212", "-")) == max(rewards)
+
+
+def test_pictures_draw_every_row_with_its_interval(demo: Path) -> None:
+    results = collect(demo)
+    svg = picture(results, "svg")
+    names = [node.text for node in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+    assert {row.name for row in results.rows} <= set(names) and "own reward: mean \u2191" in names
+    assert svg == picture(results, "svg")
+    assert picture(results, "png").startswith(b"\x89PNG")
+    assert len(list(inline(results))) == len(panels(results)) == 9
+
+
+def test_points_stand_where_the_numbers_are(demo: Path) -> None:
+    from personalign.reporting.figure import _drawing, _panel
+
+    results = collect(demo)
+    column = panels(results)[0]
+    with _drawing((4, 3), 1, 1) as (_, (ax,)):
+        _panel(ax, results, column, named=True)
+        base, *drawn = [line.get_xydata().tolist() for line in ax.lines]
+    assert base[0][0] == base[1][0] == results.rows[0].metrics["reward"].value
+    for place, row in enumerate(results.rows):
+        figure = row.metrics["reward"]
+        assert drawn[2 * place] == [[figure.low, place], [figure.high, place]]
+        assert drawn[2 * place + 1] == [[figure.value, place]]
+
+
+def test_report_writes_what_is_asked(tmp_path: Path, fakes: Fakes, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fakes("write_sweep")(tmp_path, ["base", "PAD scalar"])
+    assert report(folder, ["csv"]) == [folder / "report.csv"]
+    assert {path.suffix for path in report(folder, ["md"])} == {".md", ".png"}
+    assert "report.png" in (folder / "report.md").read_text()
+    files = report(folder, FORMATS)
+    assert sorted(path.name for path in files) == [f"report.{one}" for one in sorted(FORMATS)]
+    assert (folder / "report.html").read_text().startswith("<!doctype html>")
+    print_table(folder, files)
+    said = capsys.readouterr().out
+    assert all(str(path) in said for path in files) and "PAD scalar" in said
+
+
+def test_report_of_one_run_and_of_nothing_finished(tmp_path: Path, fakes: Fakes) -> None:
+    identity = fakes("write_run")(tmp_path / "runs", "base")
+    assert len(report(tmp_path / "runs" / identity, ["md", "html", "csv"])) == 4
+    waiting = fakes("write_cells")(tmp_path, [fakes("cell")("base", "cccc", "pending")])
+    assert len(report(waiting, FORMATS)) == len(FORMATS)
+
+
+def test_report_mistakes_are_plain(tmp_path: Path, fakes: Fakes) -> None:
+    folder = fakes("write_sweep")(tmp_path, ["base"])
+    with pytest.raises(UserError, match="no report format 'pdf'; there are md, csv, html"):
+        report(folder, ["pdf"])
+    (folder / "report.csv").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*report\.csv"):
+        report(folder, ["csv"])
