@@ -5,7 +5,9 @@ Exit status: 0 done, 1 a run failed, 2 a mistake in what was asked, 130 interrup
 
 from __future__ import annotations
 
+import errno
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -13,16 +15,19 @@ from personalign import __version__
 from personalign.commands import bench, catalogue, machine, report, run, status, sweep, validate
 from personalign.commands.arguments import CommandLine
 from personalign.contracts import UserError
+from personalign.runtime.logs import debugging
 
 SUMMARY = "Compose, train, decode and compare personalized alignment methods for language models."
 EXAMPLES = """
-  personalign model fetch                                  the embedded model, once
-  personalign sweep sweeps/demo.yaml                       the demo: a table, a figure, an HTML report
-  personalign run generation=preference_prompt memory=preference_statement
-  personalign ls generation                                what can be composed
-  personalign validate --all                               check everything that ships
-  personalign COMMAND --help                               more examples
+personalign model fetch                                  the embedded model, once
+personalign sweep sweeps/demo.yaml                       the demo: a table, a figure, an HTML report
+personalign run generation=preference_prompt memory=preference_statement
+personalign ls generation                                what can be composed
+personalign validate --all                               check everything that ships
+personalign COMMAND --help                               more examples
 """
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def command_line() -> CommandLine:
@@ -35,7 +40,7 @@ def command_line() -> CommandLine:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status."""
+    """Run one command and return the exit status; PERSONALIGN_DEBUG=1 shows where a user's error was raised."""
     words = sys.argv[1:] if words is None else words
     try:
         arguments = command_line().read(words)
@@ -43,19 +48,24 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        if os.environ.get("PERSONALIGN_DEBUG"):
+        if debugging():
             raise
-        return _say(str(error), 2)
+        return _say(2, *(f"error: {line}" for line in str(error).splitlines()))
     except KeyboardInterrupt:
-        return _say(f"interrupted; the same command goes on from here: personalign {' '.join(words)}", 130)
-    except BrokenPipeError:
-        # Whoever read the output left; Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return _say(130, f"interrupted; the same command goes on from here: personalign {shlex.join(words)}")
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, *FULL):
+            raise
+        _drop_output()
+        return _say(2, f"error: cannot write the output: {error.strerror}") if error.errno in FULL else 1
 
 
-def _say(message: str, status: int) -> int:
-    kind = "error: " if status == 2 else ""
-    for line in message.splitlines():
-        print(f"personalign: {kind}{line}", file=sys.stderr)
-    return status
+def _say(code: int, *lines: str) -> int:
+    for line in lines:
+        print(f"personalign: {line}", file=sys.stderr)
+    return code
+
+
+def _drop_output() -> None:
+    """Whoever read the output has left, or its disk is full: Python would complain again when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

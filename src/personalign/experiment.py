@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
 from personalign.answering import answer
 from personalign.composition.identity import identity, label
 from personalign.judging import judge
-from personalign.lessons import lesson_folders
+from personalign.runtime.fitting import Fitting
 from personalign.runtime.provenance import provenance
 from personalign.runtime.rundir import RunDir
 from personalign.runtime.seeds import seed_everything
@@ -72,14 +72,23 @@ class Experiment:
     def _align(self, system: System) -> dict[str, dict[str, float]]:
         """Run the stages in their order; each writes adapters and heads by name into the policy."""
         training = {}
-        for name, folder in lesson_folders(system).items():
-            from personalign.runtime.fitting import Fitting
-
-            fitting = Fitting(self.cfg, folder)
-            training[name] = dict(system.stages[name].fit(system.policy, system.data, system.render, fitting))
+        for name, stage in system.stages.items():
+            training[name] = dict(stage.fit(system.policy, system.data, system.render, self._fitting()))
             system.learned()
         system.learned()
         return training
+
+    def _fitting(self) -> Fitting:
+        """What is learned is kept by its content beside the runs, so that rows that train the same share it."""
+        cfg = self.cfg
+        return Fitting(
+            trainer=cast(dict[str, Any], OmegaConf.to_container(cfg.trainer, resolve=True)),
+            folder=Path(cfg.paths.runs).expanduser() / "policies",
+            cache=Path(cfg.paths.cache).expanduser(),
+            logger=None,
+            seed=cfg.seed,
+            micro_batch=cfg.micro_batch,
+        )
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

@@ -273,12 +273,13 @@ class Judged:
     """One answer with all that was measured on it; the input of evaluation.
 
     `base_nll` is the summed negative log-probability of the answer's tokens under the untouched base model on
-    the plain prompt, in nats over `base_tokens` tokens (fluency).
+    the plain prompt, in nats over `base_tokens` tokens (fluency). `stance` is the user's true one, where known.
     """
 
     request: Request
     response: Response
     truth: Score | None = None
+    stance: Stance | None = None
     guide: Score | None = None
     base_nll: float = 0.0
     base_tokens: int = 0

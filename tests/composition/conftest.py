@@ -73,6 +73,19 @@ class Train(Part):
     def __init__(self, *, steps: PositiveInt) -> None:
         self.steps = steps
 
+class Head(Part):
+    """Trains a head that memory reads."""
+    provides = ("policy.heads.stance",)
+    def __init__(self) -> None:
+        pass
+
+class Read(Part):
+    """Reads the stance with the policy's head."""
+    needs = ("policy.heads.stance",)
+    provides = ("state.stance",)
+    def __init__(self) -> None:
+        pass
+
 class Online(Train):
     """Trains on what the guide says."""
     needs = ("reward.guide", "policy.aligned")
@@ -101,6 +114,7 @@ FILES = {
     "memory/none": "# @package _global_\n# Nothing.\n{{}}\n",
     "memory/keep": "# @package memory.keep\n# Keeps.\n_target_: {m}.Keeper\nk: 2\nkinds: [text]\n",
     "memory/stance": "# @package memory.stance\n_target_: {m}.Stance\n",
+    "memory/read": "# @package memory.read\n_target_: {m}.Read\n",
     "generation/plain": "_target_: {m}.Plain\n",
     "generation/steer": "_target_: {m}.Steer\nbeta: 1.0\nmode: a\nwhere: ${{paths.cache}}/x\n",
     "reward/none": "_target_: null\n",
@@ -108,11 +122,12 @@ FILES = {
     "reward/ratio": "_target_: {m}.Ratio\n",
     "alignment/none": "# @package _global_\n{{}}\n",
     "alignment/train": "# @package alignment.train\n_target_: {m}.Train\nsteps: 100\n",
+    "alignment/head": "# @package alignment.head\n_target_: {m}.Head\n",
     "alignment/online": "# @package alignment.online\n_target_: {m}.Online\nsteps: ???\n",
     "scale/cpu": "# @package _global_\nsampling: {{max_new_tokens: 32}}\n",
     "scale/full": "# @package _global_\nsampling: {{max_new_tokens: 128}}\nalignment: {{train: {{steps: 1000}}}}\n",
     "debug/fast": "# @package _global_\nsampling: {{max_new_tokens: 4}}\n"
-    "alignment: {{train: {{steps: 1}}}}\ngeneration: {{beta: 9.0}}\n",
+    "alignment: {{'*': {{steps: 1}}}}\ngeneration: {{beta: 9.0}}\n",
 }
 
 # Groups without parts are typed by the package, so that their files are the shipped ones.

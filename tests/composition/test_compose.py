@@ -110,6 +110,11 @@ def test_precedence_is_part_scale_file_debug_line(experiment: Path) -> None:
     assert (line.sampling.max_new_tokens, list(line.memory)) == (7, ["stance"])
 
 
+def test_an_overlay_may_speak_to_all_that_is_chosen(house: Path) -> None:
+    cfg = compose(["debug=fast", "alignment=[train,online]", "reward@guide=ratio"])
+    assert [stage.steps for stage in cfg.alignment.values()] == [1, 1]
+
+
 def test_an_overlay_speaks_only_of_what_is_chosen(house: Path) -> None:
     cfg = compose(["debug=fast"])
     assert cfg.alignment == {}

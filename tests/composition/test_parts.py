@@ -73,7 +73,7 @@ def test_the_catalogue_holds_every_file_that_ships() -> None:
 def test_a_yaml_says_what_it_is_and_how_it_runs(path: Path) -> None:
     lines = head(path).splitlines()
     assert 2 <= len(lines) <= 5
-    assert any("personalign run" in line and f"={path.stem}" in line.replace("[", "") for line in lines)
+    assert any("personalign run" in line and re.search(rf"[=,\[]{path.stem}\b", line) for line in lines)
     first = path.read_text().partition("\n")[0]
     group = next(g for g in groups().values() if g.folder == path.parent.name)
     if group.many and path.stem != "none":
@@ -135,7 +135,7 @@ def test_every_choice_composes_and_all_is_checked_in_seconds() -> None:
                 assert "nothing before it can provide" not in str(error)
             except UserError as error:
                 assert all(MANDATORY.match(line) or " needs " in line for line in str(error).splitlines())
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 20  # about 4 on an idle core
 
 
 def test_what_ships_in_experiments_and_sweeps_composes() -> None:
@@ -155,14 +155,12 @@ def test_an_overlay_names_only_keys_that_some_choice_takes() -> None:
     for kind in OVERLAYS:
         for path in home.choices(kind).values():
             for slot, node in load(path).items():
-                if slot not in slots():
-                    continue
-                group = slots()[slot]
-                inner = list(node.values()) if group.many else [node]
-                assert all((group.folder, key) in takes for keys in inner for key in keys), path
+                if slot in slots():
+                    inner = list(node.values()) if slots()[slot].many else [node]
+                    assert all((slots()[slot].folder, key) in takes for keys in inner for key in keys), path
 
 
-def test_composing_imports_nothing_heavy_and_takes_under_two_seconds() -> None:
+def test_composing_imports_nothing_heavy_and_is_quick() -> None:
     code = (
         "import sys; from personalign.composition.compose import compose; compose(['trainer=ddp_cpu', 'devices=2']);"
         "from personalign.composition.parts import catalogue; from personalign.composition.identity import identity;"
@@ -170,6 +168,6 @@ def test_composing_imports_nothing_heavy_and_takes_under_two_seconds() -> None:
     )
     start = time.perf_counter()
     names = subprocess.check_output([sys.executable, "-c", code], text=True).split()
-    assert time.perf_counter() - start < 10
+    assert time.perf_counter() - start < 6  # about 1 on an idle core
     assert "hydra" in names
     assert not {"torch", "transformers", "pytorch_lightning", "wandb", "deepspeed", "numpy"} & set(names)

@@ -58,7 +58,7 @@ def test_illegal_cells_are_left_out_with_their_reason(grid: Path) -> None:
     out = read(grid).left_out
     assert len(out) == 4
     assert all("memory=none" in name and name.startswith("it's, steered") for name in out)
-    assert set(out.values()) == {"generation=steer needs state.stance: add memory=stance"}
+    assert set(out.values()) == {"generation=steer needs state.stance: add memory=read|stance"}
 
 
 def test_the_overrides_of_a_cell_compose_it_again(grid: Path) -> None:

@@ -22,6 +22,8 @@ STEPS = "alignment.online.steps=1"
         ["alignment=train", "reward@guide=ratio"],
         ["alignment=[train,online]", "reward@guide=ratio", STEPS],
         ["memory=stance", "alignment=[train,online]", "reward@guide=exact", STEPS],
+        ["memory=read", "generation=steer", "alignment=[head,train]", "reward@guide=exact"],
+        ["memory=read", "alignment=[head,train,online]", "reward@guide=exact", STEPS],
         ["trainer=ddp", "devices=2"],
     ],
 )
@@ -32,16 +34,16 @@ def test_what_is_legal(house: Path, legal: list[str]) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["generation=steer", "alignment=train"], ["generation=steer needs state.stance: add memory=stance"]),
+        (["generation=steer", "alignment=train"], ["generation=steer needs state.stance: add memory=read|stance"]),
         (["generation=steer", "memory=stance"], ["generation=steer needs policy.features: add alignment=train"]),
         (
             ["generation=steer", "memory=keep"],
             [
-                "generation=steer needs state.stance: add memory=stance",
+                "generation=steer needs state.stance: add memory=read|stance",
                 "generation=steer needs policy.features: add alignment=train",
             ],
         ),
-        (["reward@guide=exact"], ["reward@guide=exact needs state.stance: add memory=stance"]),
+        (["reward@guide=exact"], ["reward@guide=exact needs state.stance: add memory=read|stance"]),
         (["reward@guide=ratio"], ["reward@guide=ratio needs policy.aligned: add alignment=train"]),
         (["reward@truth=none"], ["data=users needs reward.truth: use reward@truth=exact|ratio"]),
         (
@@ -58,6 +60,19 @@ def test_what_is_legal(house: Path, legal: list[str]) -> None:
         (
             ["alignment=[train,online]", STEPS],
             ["alignment=online needs reward.guide: use reward@guide=exact|ratio"],
+        ),
+        (
+            ["memory=read", "generation=steer", "alignment=train"],
+            [
+                "memory=read needs policy.heads.stance: add alignment=head",
+            ],
+        ),
+        (
+            ["memory=read", "alignment=[online,head,train]", "reward@guide=exact", STEPS],
+            [
+                "alignment=online needs reward.guide: reward@guide=exact comes later",
+                "alignment=online needs policy.aligned: put alignment=train before it",
+            ],
         ),
         (["devices=2"], ["devices=2 num_nodes=1: trainer=cpu is one process: use trainer=ddp"]),
         (["trainer.zero_stage=2"], ["trainer.zero_stage=2 does not go with trainer.strategy=none"]),

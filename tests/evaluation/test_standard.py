@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from personalign.evaluation.standard import Standard
-from personalign.types import Calibration, Cost, Judged, JudgedPair, Message, Pair, Request, Response, Score
+from personalign.types import Calibration, Cost, Judged, JudgedPair, Message, Pair, Request, Response, Score, Stance
 
 STANDARD = Standard(resamples=300, level=0.95, few_users=5, bootstrap_seed=0, length_shrinkage=0.0, tie=0.1)
 
@@ -63,6 +63,22 @@ def test_every_figure_by_hand() -> None:
     assert all(f.low <= f.value <= f.high for f in found.values())
     sides = {name: found[name].better for name in ("reward", "reward.warmth", "perplexity", "words")}
     assert sides == {"reward": "higher", "reward.warmth": "none", "perplexity": "lower", "words": "none"}
+
+
+def test_dimensions_count_for_the_users_who_care_for_them() -> None:
+    def rated(user: str, stance: dict[str, float], **ratings: float) -> Judged:
+        truth = Score(Stance.of(stance).dot(ratings), ratings)
+        return replace(answer(user, user, "some words", 0.0), truth=truth, stance=Stance.of(stance))
+
+    warm = rated("u", {"warmth": 1.0, "grade": 0.0}, warmth=0.6, grade=5.0, length=9.0)
+    cold = rated("v", {"warmth": -0.5, "grade": 2.0}, warmth=0.4, grade=0.1, length=9.0)
+    found = STANDARD.measure([warm, cold], [], [])
+    assert found["reward.warmth"].value == pytest.approx((0.6 - 0.2) / 2)
+    assert found["reward.grade"].value == pytest.approx(0.2)
+    assert (found["reward.grade"].users, found["reward.grade"].better) == (1, "higher")
+    assert "reward.length" not in found
+    parts = found["reward.warmth"].value * 2 + found["reward.grade"].value
+    assert parts == pytest.approx(found["reward"].value * 2)
 
 
 def test_what_is_missing_is_left_out() -> None:

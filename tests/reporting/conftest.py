@@ -69,8 +69,6 @@ def sample(row: str, index: int, turn: int, draw: random.Random) -> dict[str, An
     return {
         "request": f"{user}/{turn}",
         "user": user,
-        "sample": 0,
-        "round": 0,
         "prompt": PROMPTS[(index + 2 * turn) % len(PROMPTS)],
         "text": " ".join(SENTENCES[style] for style in styles),
         "truth": {"total": round(total, 4), "dimensions": ratings},
@@ -103,7 +101,9 @@ def metrics(row: str, answers: list[dict[str, Any]], draw: random.Random) -> dic
         "refusal_rate": metric(users, [0.0] * len(users), "none"),
     }
     for d in DIMENSIONS:
-        found[f"reward.{d}"] = metric(users, [a["truth"]["dimensions"][d] for a in answers], "none")
+        caring = [(a, p) for a in answers if (p := person(int(a["user"][5:]) - 1)[1].get(d))]
+        parts = [p * a["truth"]["dimensions"][d] for a, p in caring]
+        found[f"reward.{d}"] = metric([a["user"] for a, _ in caring], parts, "higher")
     return found
 
 
@@ -137,8 +137,7 @@ def write_run(runs: Path, row: str, seed: int = 0, **changes: Any) -> str:
     folder.mkdir(parents=True)
     (folder / "record.json").write_text(json.dumps(record))
     lines = [json.dumps(answer) + "\n" for answer in answers]
-    (folder / "samples-0.jsonl").write_text("".join(lines[::2]))
-    (folder / "samples-1.jsonl").write_text("".join(lines[1::2]) + '{"request": "torn')
+    (folder / "answers.jsonl").write_text("".join(lines))
     return identity
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from personalign.contracts import UserError
-from personalign.reporting.collect import collect, given
+from personalign.reporting.collect import collect
 
 Fakes = Callable[[str], Any]
 
@@ -115,18 +115,14 @@ def test_without_its_baseline_a_sweep_compares_nothing(tmp_path: Path, fakes: Fa
     assert results.row("base") is None and results.rows[0].against is None
 
 
-def test_answers_given_at_last() -> None:
-    def line(request: str, turn: int, sample: int, **more: Any) -> Any:
-        return {"request": request, "round": turn, "sample": sample, **more}
-
-    answers = [
-        line("a", 0, 0),
-        line("a", 1, 0, selected=False),
-        line("a", 1, 1, selected=True),
-        line("b", 0, 0),
-        line("b", 0, 1),
-    ]
-    assert given(answers) == [answers[2], answers[3], answers[4]]
+def test_a_record_without_its_answers_still_has_figures(tmp_path: Path, fakes: Fakes) -> None:
+    folder = fakes("write_sweep")(tmp_path, ["base", "PAD scalar"])
+    whole = collect(folder)
+    for path in (tmp_path / "runs").glob("*/answers.jsonl"):
+        path.unlink()
+    bare = collect(folder)
+    assert bare.rows[0].metrics == whole.rows[0].metrics
+    assert whole.rows[1].against and bare.rows[1].against is None
 
 
 def test_an_evaluation_that_states_no_intervals(tmp_path: Path, fakes: Fakes) -> None:
@@ -145,7 +141,7 @@ def test_an_evaluation_that_states_no_intervals(tmp_path: Path, fakes: Fakes) ->
         ("record.json", "{", "damaged"),
         ("record.json", '{"schema_version": 1}', "record.json: name: Field required"),
         ("record.json", '{"schema_version": 99}', "newer version"),
-        ("samples-0.jsonl", '{"request": "r", "user": 3}\n', "samples-.*: user: "),
+        ("answers.jsonl", '{"request": "r", "user": 3}\n', r"answers\.jsonl: user: "),
     ],
 )
 def test_a_damaged_run_is_named(tmp_path: Path, fakes: Fakes, file: str, content: str, message: str) -> None:

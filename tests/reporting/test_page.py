@@ -110,14 +110,11 @@ def test_texts_from_outside_are_text(tmp_path: Path, fakes: Fakes) -> None:
     line = {
         "request": "r",
         "user": HOSTILE,
-        "sample": 0,
-        "round": 0,
         "prompt": HOSTILE,
         "text": HOSTILE,
         "truth": truth,
     }
-    (tmp_path / "runs" / identity / "samples-0.jsonl").write_text(json.dumps(line) + "\n")
-    (tmp_path / "runs" / identity / "samples-1.jsonl").unlink()
+    (tmp_path / "runs" / identity / "answers.jsonl").write_text(json.dumps(line) + "\n")
     results = collect(tmp_path / "runs")
     published = (
         {"title": HOSTILE, "source": HOSTILE, "columns": {HOSTILE: None}, "rows": [{"name": HOSTILE, "values": {}}]},
@@ -138,11 +135,10 @@ def test_texts_from_outside_are_text(tmp_path: Path, fakes: Fakes) -> None:
 def test_long_answers_and_many_prompts_are_cut_and_told(tmp_path: Path, fakes: Fakes) -> None:
     identity = fakes("write_run")(tmp_path, "base")
     lines = [
-        {"request": str(i), "user": "u", "sample": 0, "round": 0, "prompt": "p", "text": "x" * (LONGEST + 7)}
+        {"request": str(i), "user": "u", "prompt": "p", "text": "x" * (LONGEST + 7), "truth": None}
         for i in range(PROMPTS + 2)
     ]
-    (tmp_path / identity / "samples-0.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / identity / "samples-1.jsonl").unlink()
+    (tmp_path / identity / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     said = Outline(page(collect(tmp_path))).text
     assert said.count("and 7 more characters") == PROMPTS and "2 further prompts" in said
     assert "x" * LONGEST in said and "x" * (LONGEST + 1) not in said
@@ -211,7 +207,7 @@ def test_report_of_one_run_and_of_nothing_finished(tmp_path: Path, fakes: Fakes)
     identity = fakes("write_run")(tmp_path / "runs", "base")
     assert len(report(tmp_path / "runs" / identity, ["md", "html", "csv"])) == 4
     waiting = fakes("write_cells")(tmp_path, [fakes("cell")("base", "cccc", "pending")])
-    assert len(report(waiting, FORMATS)) == len(FORMATS)
+    assert [path.suffix for path in report(waiting, FORMATS)] == [".md", ".csv", ".html"]
 
 
 def test_report_mistakes_are_plain(tmp_path: Path, fakes: Fakes) -> None:

@@ -90,6 +90,11 @@ def test_columns_are_those_that_some_row_has(demo: Path) -> None:
     rows = tuple(
         replace(row, metrics={k: v for k, v in row.metrics.items() if k != "perplexity"}) for row in results.rows
     )
+    bare = {**results.rows[0].metrics}
+    bare["reward.warmth"] = replace(bare["reward.warmth"], better="none")
+    mixed = replace(results, rows=(replace(results.rows[0], metrics=bare), *results.rows[1:]))
+    assert [column.metric for column in columns(mixed, "main")][4:6] == ["reward.formality", "reward.concreteness"]
+    assert columns(mixed, "more")[0].metric == "reward.warmth"
     assert "perplexity" not in [column.metric for column in columns(replace(results, rows=rows))]
     own = {**results.rows[0].metrics, "judge_win_rate": Figure(value=1, low=0, high=1, n=3, users=1)}
     more = replace(results, rows=(replace(results.rows[0], metrics=own), *results.rows[1:]))

@@ -72,7 +72,7 @@ class Learner(pl.LightningModule):
         loss, figures = self.objective(batch)
         if not torch.isfinite(loss):
             raise UserError(
-                f"the loss of stage {self.title!r} is {float(loss)} at step {self.global_step + 1}: lower its "
+                f"the loss of stage {self.title!r} is {float(loss.detach())} at step {self.global_step + 1}: lower its "
                 f"learning_rate (now {self.recipe.learning_rate}) or its max_grad_norm, and run it again"
             )
         return {"loss": loss, "figures": {"loss": loss.detach(), **figures}}

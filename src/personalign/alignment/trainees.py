@@ -67,7 +67,8 @@ class Adapters:
     def load(self, policy: Policy, folder: Path) -> None:
         for name in self.names:
             self._check(policy, name)
-            load_adapter(policy, name, folder / name)
+            with torch.random.fork_rng():
+                load_adapter(policy, name, folder / name)
         self.freeze(policy)
 
 

@@ -24,6 +24,8 @@ personalign ls sweeps          the grids that ship
 personalign ls --json          the same for scripts
 """
 FILES = ("experiments", "sweeps")
+COLUMNS = ("choice", "what", "node", "paper", "needs", "provides")
+TITLES = {"what": "what it is", "node": "node of the survey's taxonomy"}
 
 
 @dataclass(frozen=True)
@@ -73,18 +75,16 @@ def _first(text: str) -> str:
 
 
 def _table(group: str, rows: Sequence[Row]) -> Table:
-    """One group: nodes of the taxonomy as sections, empty columns left out."""
-    columns = {
-        "node": lambda row: row.node,
-        "paper": lambda row: row.paper,
-        "needs": lambda row: " ".join(row.needs),
-        "provides": lambda row: " ".join(row.provides),
-    }
-    shown = {title: cell for title, cell in columns.items() if any(cell(row) for row in rows)}
+    """One group in the order of the taxonomy; a column that would be empty is left out."""
+    shown = [column for column in COLUMNS if any(_cell(row, column) for row in rows)]
     table = Table(title=f"{group} ({len(rows)})", title_justify="left", box=None, header_style="dim")
-    for title in ("choice", "what it is", *shown):
-        table.add_column(title, no_wrap=title == "choice")
+    for column in shown:
+        table.add_column(TITLES.get(column, column), no_wrap=column == "choice")
     for row in rows:
-        cells = [row.choice, row.what, *(cell(row) for cell in shown.values())]
-        table.add_row(*(escape(cell) for cell in cells))
+        table.add_row(*(escape(_cell(row, column)) for column in shown))
     return table
+
+
+def _cell(row: Row, column: str) -> str:
+    value = getattr(row, column)
+    return value if isinstance(value, str) else " ".join(value)

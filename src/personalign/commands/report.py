@@ -22,6 +22,7 @@ personalign report runs --baseline base                       all runs, compared
 The table is printed; the files are written into the folder and their paths printed.
 """
 
+
 def register(line: CommandLine) -> None:
     parser = line.command("report", "tables and figures of a sweep or of runs", EXAMPLES, report)
     parser.add_argument("path", metavar="PATH", help="a sweep, a run, or a folder of runs")

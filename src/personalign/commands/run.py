@@ -24,7 +24,7 @@ personalign run                                                 the base model, 
 personalign run memory=preference_statement generation=preference_prompt seed=1
 personalign run experiments/pad_psoups.yaml memory=bm25         an experiment file, one part exchanged
 personalign run generation=plain --print-config                 the whole composition, nothing computed
-personalign run model=tiny precision=fp32 debug=fast            does it run at all? in seconds
+personalign run debug=fast                                      does it run at all? in seconds
 The same command again goes on where the run was interrupted, and only shows a run that is done.
 """
 EVALUATE_EXAMPLES = """

@@ -1,17 +1,19 @@
-"""`personalign validate`: every error of a composition, a grid, all that ships, or a data folder, before anything runs."""
+"""`personalign validate`: every error of a composition, of a grid, of all that ships, of a data folder."""
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain, zip_longest
 from pathlib import Path
 
 from personalign.commands.arguments import CommandLine, split
 from personalign.composition import home
 from personalign.composition.compose import compose
 from personalign.composition.identity import identity, label
-from personalign.composition.parts import groups, load
+from personalign.composition.parts import catalogue, groups, load
 from personalign.composition.sweeps import read
 from personalign.composition.validate import IllegalComposition
 from personalign.contracts import UserError
@@ -24,8 +26,9 @@ personalign validate --all                                      all that ships: 
 personalign validate my_users/                                  a folder of users, histories, pairs, requests
 """
 SWEEP_KEYS = {"rows", "grid", "seeds"}
-LEFT_TO_USER = " must be given: "
-HOPELESS = "which nothing before it can provide"
+# A value that ships open; parts that are checked beside one another and need not fit.
+NO_MISTAKE = re.compile(r" must be given: |^[\w@]+=\w+ needs ")
+GIVEN = {"reward": ("reward.guide", "reward.truth")}
 
 
 def register(line: CommandLine) -> None:
@@ -79,9 +82,10 @@ def _everything(overrides: Sequence[str]) -> int:
     """Check all that ships and count it."""
     counts: Counter[str] = Counter()
     problems: list[str] = []
-    for kind, number, found in (*_experiments(overrides), *_sweeps(overrides), *_choices(overrides)):
+    for kind, number, found in chain(_experiments(overrides), _sweeps(overrides), _choices(overrides)):
         counts[kind] += number
         problems += found
+    problems += _unmet()
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     print("all well: " + ", ".join(f"{number} {kind}" for kind, number in counts.items()))
@@ -116,17 +120,34 @@ def _sweeps(overrides: Sequence[str]) -> Iterator[Finding]:
 
 
 def _choices(overrides: Sequence[str]) -> Iterator[Finding]:
-    """Each choice by itself: its values must be right; what it needs may be missing, if something provides it."""
-    for group in groups().values():
-        for name in home.choices(group.folder):
-            yield "choices", 1, _alone(group.key, f"[{name}]" if group.many else name, overrides)
+    """Every choice of every group. Hydra takes most of the time, so one composition checks one choice of each."""
+    known = {group: list(home.choices(group.folder)) for group in groups().values()}
+    for names in zip_longest(*known.values()):
+        lines = [
+            f"{group.key}={f'[{name}]' if group.many else name}"
+            for group, name in zip(known, names, strict=True)
+            if name is not None
+        ]
+        yield "choices", len(lines), _mistakes([*overrides, *lines])
 
 
-def _alone(key: str, choice: str, overrides: Sequence[str]) -> list[str]:
+def _mistakes(overrides: Sequence[str]) -> list[str]:
+    """What is wrong with a composition whose parts need not fit, and whose open values need not be given."""
     try:
-        compose([*overrides, f"{key}={choice}"])
-    except IllegalComposition as error:
-        return [f"{key}={choice}: {line}" for line in str(error).splitlines() if HOPELESS in line]
+        compose(overrides)
+    except IllegalComposition:
+        return []
     except UserError as error:
-        return [f"{key}={choice}: {line}" for line in str(error).splitlines() if LEFT_TO_USER not in line]
+        return [line for line in str(error).splitlines() if not NO_MISTAKE.search(line)]
     return []
+
+
+def _unmet() -> list[str]:
+    """What a choice needs that nothing provides, so that no composition could have it."""
+    given = {name for part in catalogue() for name in (*part.provides, *GIVEN.get(part.group, ()))}
+    return [
+        f"{part.group}={part.choice} needs {need}, which nothing provides"
+        for part in catalogue()
+        for need in part.needs
+        if need not in given
+    ]

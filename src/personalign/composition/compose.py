@@ -8,7 +8,7 @@ scale, the experiment file, debug, the command line.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,10 +21,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from personalign.composition import home
 from personalign.composition.layers import Choice, Layer, Setting, chosen, from_file, from_overrides
-from personalign.composition.overlays import fit, overlay, reaches
+from personalign.composition.overlays import overlay
 from personalign.composition.parts import groups, load
 from personalign.composition.put import put
-from personalign.composition.schema import check_part, check_values, nodes, slots
+from personalign.composition.schema import OVERLAYS, check_part, check_values, nodes, slots
 from personalign.composition.validate import IllegalComposition, illegal
 from personalign.contracts import UserError
 
@@ -49,10 +49,8 @@ def assemble(files: Sequence[Layer], line: Layer, composed: Composed | None = No
     unknown = set().union(*(layer.unknown for layer in layers))
     tree = copy.deepcopy((composed or compose_choices)(home.homes(), tuple(choices.items())))
     problems = [problem for layer in layers for problem in layer.problems]
-    fit(tree, [*overlay("scale", choices), *overlay("debug", choices)])
-    for setting in _ordered(tree, files, line, choices):
-        if setting.path[0] not in unknown:
-            problems += put(tree, setting)
+    for settings in _ordered(tree, files, line, choices):
+        problems += [p for setting in settings if setting.path[0] not in unknown for p in put(tree, setting)]
     tree["choices"] = {groups()[key].slot: _listed(value) for key, value in choices.items()}
     resolved, failed = _resolved(tree, problems)
     tree, found = _checked(resolved)
@@ -72,8 +70,9 @@ def _listed(value: Choice) -> Any:
 
 
 def compose_choices(homes: tuple[Path, ...], choices: Choices) -> dict[str, Any]:
-    """What Hydra makes of the choices alone, interpolations unresolved; UserError where a YAML is broken."""
-    lines = [f"{key}={_text(value)}" for key, value in choices if value is not None]
+    """What Hydra makes of the choices, overlays apart, interpolations unresolved; UserError for a broken YAML."""
+    lines = [f"{key}={_text(value)}" for key, value in choices if value is not None and key not in OVERLAYS]
+    lines += [f"~{key}" for key in OVERLAYS]
     own = ",".join(f"file://{root / 'conf'}" for root in homes[1:])
     search = [f"hydra.searchpath=[{own}]"] if own else []
     try:
@@ -102,14 +101,12 @@ def _name_broken_file(choices: Choices) -> None:
 
 def _ordered(
     tree: dict[str, Any], files: Sequence[Layer], line: Layer, choices: Mapping[str, Choice]
-) -> Iterator[Setting]:
-    """Settings in the order of their precedence; debug is applied again over the experiment file's."""
-    for layer in files:
-        yield from layer.settings
-    for setting in overlay("debug", choices) if files else []:
-        if reaches(tree, setting.path):
-            yield setting
-    yield from line.settings
+) -> Iterator[Iterable[Setting]]:
+    """All settings, the last word last."""
+    yield overlay("scale", choices, tree)
+    yield from (layer.settings for layer in files)
+    yield overlay("debug", choices, tree)
+    yield line.settings
 
 
 def _resolved(tree: dict[str, Any], problems: list[str]) -> tuple[dict[str, Any], set[str]]:

@@ -7,24 +7,31 @@ from typing import Any
 
 from personalign.composition import home
 from personalign.composition.layers import Choice, Setting
-from personalign.composition.parts import load, view
+from personalign.composition.parts import load
 from personalign.composition.schema import slots
 from personalign.contracts import UserError
 
+Place = tuple[str, ...]
 
-def overlay(key: str, choices: Mapping[str, Choice]) -> list[Setting]:
-    """The settings of an overlay group's choice (scale, debug), leaf by leaf."""
+
+def overlay(key: str, choices: Mapping[str, Choice], tree: Mapping[str, Any]) -> Iterator[Setting]:
+    """The settings of the choice of `key` (scale, debug) that concern the parts of `tree`.
+
+    `alignment.*.steps` is a key of every chosen stage that takes it. Raises UserError for a defaults list.
+    """
     name = choices.get(key)
     if not isinstance(name, str):
-        return []
+        return
     path = home.choices(key)[name]
     data = load(path)
     if "defaults" in data:
         raise UserError(f"{path}: an overlay holds values alone, no defaults")
-    return [Setting(place, value, f"{path}: {'.'.join(place)}") for place, value in _leaves(data)]
+    for place, value in _leaves(data):
+        for there in _places(place, tree):
+            yield Setting(there, value, f"{path}: {'.'.join(there)}")
 
 
-def _leaves(data: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _leaves(data: Mapping[str, Any], above: Place = ()) -> Iterator[tuple[Place, Any]]:
     for key, value in data.items():
         place = (*above, str(key))
         if isinstance(value, Mapping) and value:
@@ -33,23 +40,17 @@ def _leaves(data: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tu
             yield place, value
 
 
-def fit(tree: dict[str, Any], settings: Sequence[Setting]) -> None:
-    """Take back what an overlay says of parts that were not chosen, or of keys that the chosen lack."""
-    for setting in settings:
-        group = slots().get(setting.path[0])
-        depth = 3 if group and group.many else 2
-        if group is None or len(setting.path) < depth:
-            continue
-        *above, key = setting.path[:depth]
-        node = tree[above[0]] if len(above) == 1 else tree[above[0]].get(above[1], {})
-        if "_target_" not in node and group.many:
-            tree[above[0]].pop(above[1], None)
-        elif key not in (view(node["_target_"]).params if node.get("_target_") else {}):
-            node.pop(key, None)
+def _places(place: Place, tree: Mapping[str, Any]) -> list[Place]:
+    """Where a key goes: nowhere, if it is a part's and no chosen part takes it."""
+    group = slots().get(place[0])
+    if group is None:
+        return [place]
+    every = group.many and place[1:2] == ("*",)
+    places = [(place[0], choice, *place[2:]) for choice in tree[place[0]]] if every else [place]
+    return [there for there in places if _reaches(tree, there[: 3 if group.many else 2])]
 
 
-def reaches(tree: Any, path: Sequence[str]) -> bool:
-    """Whether there is a value at `path`."""
+def _reaches(tree: Any, path: Sequence[str]) -> bool:
     for key in path:
         if not isinstance(tree, Mapping) or key not in tree:
             return False

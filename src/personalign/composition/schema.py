@@ -97,6 +97,7 @@ class Values(_Strict):
     seed: NaturalInt
     precision: Literal["bf16", "fp32"]
     devices: PositiveInt
+    micro_batch: PositiveInt
     rounds: NaturalInt
     sampling: SamplingValues
     decoding: DecodingValues

@@ -14,11 +14,12 @@ from personalign.contracts import UserError
 
 Step = tuple[str, str, ClassView]
 
-# The way of a user's event. Data, model and the true reward are there together, before anything else; the
-# guide is there as soon as its own needs are met.
+# The way of a user's event. Data, model and the true reward are there together, before anything else. The guide,
+# and memory that reads the trained policy, are there as soon as their own needs are met.
 TOGETHER = ("data", "model", "truth")
 WAY = (*TOGETHER, "memory", "alignment", "generation", "boundary", "feedback", "query", "evaluation")
 GUIDE = "guide"
+MEMORY = "memory"
 TRAINER_KEYS = {"strategy", "devices", "num_nodes", "zero_stage"}
 
 
@@ -67,18 +68,32 @@ def _needs(slot: str, seen: ClassView) -> list[str]:
 
 
 def _unmet(steps: list[Step]) -> list[str]:
-    guide = next((step for step in steps if step[0] == GUIDE), None)
+    waiting = [step for step in steps if step[0] == GUIDE]
     way = [step for step in steps if step[0] != GUIDE]
     given = {name for slot, _, seen in way if slot in TOGETHER for name in _gives(slot, seen)}
-    found = []
+    lacking: list[tuple[Step, str]] = []
     for step in way:
-        if guide and given.issuperset(guide[2].needs):
-            given |= _gives(GUIDE, guide[2])
-        found += [_line(step, need, steps) for need in _needs(step[0], step[2]) if need not in given]
+        waiting = _join(waiting, given)
+        needs = [need for need in _needs(step[0], step[2]) if need not in given]
+        if step[0] == MEMORY and needs and all(need.startswith("policy.") for need in needs):
+            waiting.append(step)
+            continue
+        lacking += [(step, need) for need in needs]
         given |= _gives(step[0], step[2])
-    if guide:
-        found += [_line(guide, need, steps) for need in guide[2].needs if need not in given]
-    return found
+    stuck = _join(waiting, given)
+    promised = {name for step in stuck for name in _gives(step[0], step[2])}
+    lacking = [(step, need) for step, need in lacking if need not in promised]
+    lacking += [(step, need) for step in stuck for need in step[2].needs if need not in given]
+    return [_line(step, need, steps) for step, need in lacking]
+
+
+def _join(waiting: list[Step], given: set[str]) -> list[Step]:
+    """Let those whose needs are met add what they give; return the others."""
+    for step in waiting:
+        if given.issuperset(step[2].needs):
+            given |= _gives(step[0], step[2])
+            return _join([other for other in waiting if other is not step], given)
+    return waiting
 
 
 def _line(step: Step, need: str, steps: list[Step]) -> str:
@@ -94,8 +109,8 @@ def _line(step: Step, need: str, steps: list[Step]) -> str:
 
 
 def _providers(slot: str, need: str) -> list[str]:
-    """What to add or use, among the groups that come no later than `slot` (the guide may be met anywhere)."""
-    order = WAY if slot == GUIDE else WAY[: max(WAY.index(slot) + 1, len(TOGETHER))]
+    """What to add or use, among the groups that come no later than `slot`, or anywhere if `slot` may wait."""
+    order = WAY if slot in (GUIDE, MEMORY) else WAY[: max(WAY.index(slot) + 1, len(TOGETHER))]
     able = [g for s, g in slots().items() if s in (*order, GUIDE) and (s != slot or g.many)]
     found: dict[str, list[str]] = {}
     for part in catalogue(strict=False):

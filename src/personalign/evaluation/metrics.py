@@ -49,9 +49,7 @@ class ByUser(Metric):
     def add(self, users: Sequence[str], values: Sequence[float], weights: Sequence[float]) -> None:
         """Take in items; raises ValueError unless all three have one length."""
         if not len(users) == len(values) == len(weights):
-            raise ValueError(
-                f"{len(users)} users, {len(values)} values, {len(weights)} weights differ in length"
-            )
+            raise ValueError(f"{len(users)} users, {len(values)} values, {len(weights)} weights differ in length")
         rows = {"users": [user_key(user) for user in users], "values": values, "weights": weights}
         for name, row in rows.items():
             getattr(self, name).append(torch.tensor(row, dtype=torch.float64, device=self.device))

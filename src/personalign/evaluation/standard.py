@@ -28,7 +28,9 @@ BETTER: dict[str, Better] = {
 class Standard(Evaluation):
     """Figures of one run. Each is a mean over users of the user's mean, with a bootstrap interval by user.
 
-    reward              the truth's total; reward.<dimension>: its ratings, of which users like more or less
+    reward              the truth's total
+    reward.<dimension>  p_d r_d, what a dimension adds to that total, over the users who care for it (p_d not 0);
+                        where no stance is known the bare rating r_d, of which nobody knows which side is better
     reward_at_length    the reward at the length of the base's answers (`LengthControl`)
     alignment_accuracy  held-out pairs that the system's margin puts right, a tie one half
     diversity           unique n-grams of an answer, n = 2..4 (PAD's); distinct: of a user's answers together
@@ -66,7 +68,9 @@ class Standard(Evaluation):
         _check(answers, pairs, calibration)
         found = [*self._rewards(answers, calibration), *self._accuracy(pairs)]
         found += [*self._texts(answers), *self._ends_and_costs(answers)]
-        figures = {name: metric.compute().figure(BETTER.get(name, "none")) for name, metric in found}
+        known: Better = "higher" if any(a.stance for a in answers) else "none"
+        sides = {name: BETTER.get(name, known if name.startswith("reward.") else "none") for name, _ in found}
+        figures = {name: metric.compute().figure(sides[name]) for name, metric in found}
         return {name: figure for name, figure in figures.items() if figure.n}
 
     def compare(self, answers: Sequence[Judged], baseline: Sequence[Judged]) -> Comparison | None:
@@ -87,9 +91,8 @@ class Standard(Evaluation):
         if control := LengthControl.fit(calibration, self.length_shrinkage):
             rows = [(u, control.adjusted(u, len(text.words(said)), truth.total)) for u, said, truth in scored]
             yield "reward_at_length", self._mean(rows)
-        for name in dict.fromkeys(name for _, _, truth in scored for name in truth.dimensions):
-            rated = [(u, truth.dimensions[name]) for u, _, truth in scored if name in truth.dimensions]
-            yield f"reward.{name}", self._mean(rated)
+        for name, rows in _by_dimension(answers).items():
+            yield f"reward.{name}", self._mean(rows)
 
     def _accuracy(self, pairs: Sequence[JudgedPair]) -> Iterator[tuple[str, metrics.ByUser]]:
         accuracy = metrics.AlignmentAccuracy(self.how, sync_on_compute=False)
@@ -123,9 +126,7 @@ class Standard(Evaluation):
             yield name, self._mean([(a.request.user, float(a.response.stop == stop)) for a in answers])
 
 
-def _check(
-    answers: Sequence[Judged], pairs: Sequence[JudgedPair], calibration: Sequence[Calibration]
-) -> None:
+def _check(answers: Sequence[Judged], pairs: Sequence[JudgedPair], calibration: Sequence[Calibration]) -> None:
     for a in answers:
         where = f"request {a.request.id!r} of user {a.request.user!r}, sample {a.response.sample}"
         _finite(f"the base's log-probability of the answer to {where}", a.base_nll)
@@ -136,6 +137,19 @@ def _check(
         _finite(f"the margin of pair {p.pair.id!r} of user {p.pair.request.user!r}", p.margin)
     for c in calibration:
         _finite(f"the reward of a calibration answer of user {c.user!r}", c.reward)
+
+
+def _by_dimension(answers: Sequence[Judged]) -> dict[str, list[tuple[str, float]]]:
+    """(user, p_d r_d) by dimension for users who care for it, or (user, r_d) when no stance is known."""
+    rated: dict[str, list[tuple[str, float]]] = {}
+    told = any(a.stance for a in answers)
+    for a in answers:
+        stance = a.stance.as_dict() if a.stance else {}
+        for name, rating in a.truth.dimensions.items() if a.truth else ():
+            weight = stance.get(name, 0.0) if told else 1.0
+            if weight:
+                rated.setdefault(name, []).append((a.request.user, weight * rating))
+    return rated
 
 
 def _finite(what: str, value: float) -> None:

@@ -79,7 +79,7 @@ class LoRADelta(nn.Module):
         if torch.is_grad_enabled() and self.A.requires_grad:
             return self.A.to(dtype), (self.B * self.scale).to(dtype)
         version = self.A._version + self.B._version
-        if self._cast is None or self._cast[0] != version or not self._usable(self._cast[1], dtype):
+        if self._cast is None or self._cast[0] != version or not self._usable(self._cast[2], dtype):
             self._cast = (version, self.A.detach().to(dtype), (self.B.detach() * self.scale).to(dtype))
         return self._cast[1], self._cast[2]
 

@@ -28,24 +28,21 @@ def answers(results: Results) -> str:
     for user, prompts in requests.items():
         parts = [_prompt(results, said, request, text) for request, text in list(prompts.items())[:PROMPTS]]
         if len(prompts) > PROMPTS:
-            parts.append(element("p", f"{len(prompts) - PROMPTS} further prompts in the runs' samples.", class_="sub"))
+            parts.append(element("p", f"{len(prompts) - PROMPTS} further prompts in answers.jsonl.", class_="sub"))
         opened = "" if folds else " open"
         folds.append(f"<details{opened}>{_summary(user, people.get(user, {}))}{''.join(parts)}</details>")
     return "\n".join(folds)
 
 
 def _by_request(row: Row) -> dict[str, Sample]:
-    """The first sample of each request under the first seed."""
-    found: dict[str, Sample] = {}
-    for sample in sorted(row.runs[0].answers, key=lambda sample: sample["sample"]):
-        found.setdefault(sample["request"], sample)
-    return found
+    """The answers under the first seed."""
+    return {sample["request"]: sample for sample in row.runs[0].answers}
 
 
 def _summary(user: str, person: Person) -> str:
     stance = person.get("stance", {})
     chips = "".join(
-        element("span", f"{safe(name)} {minus(f'{value:+g}')}", class_="chip") for name, value in stance.items()
+        element("span", f"{safe(name)} {minus(f'{value:+.2g}')}", class_="chip") for name, value in stance.items()
     )
     statement = person.get("statement", "")
     said = element("span", f"\u201c{safe(statement)}\u201d", class_="said") if statement else ""
@@ -54,7 +51,7 @@ def _summary(user: str, person: Person) -> str:
 
 def _prompt(results: Results, said: Answers, request: str, prompt: str) -> str:
     here = {name: row[request] for name, row in said.items() if request in row}
-    rewards = {name: truth["total"] for name, sample in here.items() if (truth := sample.get("truth"))}
+    rewards = {name: truth["total"] for name, sample in here.items() if (truth := sample["truth"])}
     top = max(rewards.values(), default=0.0)
     cards = [
         _card(row, here[row.name], _side(results, rewards, row.name), rewards.get(row.name) == top)
@@ -76,7 +73,7 @@ def _side(results: Results, rewards: Mapping[str, float], name: str) -> str:
 
 
 def _card(row: Row, sample: Sample, side: str, best: bool) -> str:
-    truth = sample.get("truth")
+    truth = sample["truth"]
     flags = "".join(f" {element('span', safe(mark), class_='flag')}" for mark in marks(row))
     reward = element("span", minus(f"{truth['total']:+.2f}"), class_=side) if truth else ""
     head = element("header", element("span", safe(row.name) + flags) + reward)

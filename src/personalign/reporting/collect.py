@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from personalign.contracts import UserError
 from personalign.reporting.records import Cell, Published, Record, Sample, Sweep
 from personalign.reporting.rows import Row, Run, compared, grouped, settings
-from personalign.runtime.files import plain_errors
+from personalign.runtime.files import plain_errors, read_jsonl
 from personalign.runtime.rundir import RunDir
 
 T = TypeVar("T")
@@ -95,10 +95,15 @@ def _finished(folder: RunDir, cell: Cell | None) -> Run | None:
     if record is None:
         return None
     checked = _checked(RECORD, record, folder.path / "record.json")
-    answers = [_checked(SAMPLE, row, folder.path / "samples-*.jsonl") for row in folder.responses()]
+    answers = _answers(folder.path / "answers.jsonl")
     if cell is None:
-        return Run(checked, given(answers))
-    return Run(checked, given(answers), cell["row"], tuple(cell["overrides"]), cell.get("note") or "")
+        return Run(checked, answers)
+    return Run(checked, answers, cell["row"], tuple(cell["overrides"]), cell.get("note") or "")
+
+
+def _answers(path: Path) -> list[Sample]:
+    """What users were given; none where only the record was kept."""
+    return [_checked(SAMPLE, row, path) for row in read_jsonl(path)] if path.is_file() else []
 
 
 def _unfinished(folder: RunDir, cell: Cell) -> Missing:
@@ -106,14 +111,6 @@ def _unfinished(folder: RunDir, cell: Cell) -> Missing:
     known = folder.details() if folder.identity else {}
     status = folder.status() if known else cell["status"]
     return Missing(cell["row"], tuple(cell["overrides"]), status, known.get("error") or cell["error"])
-
-
-def given(answers: Sequence[Sample]) -> list[Sample]:
-    """The answers that users were given at last: the selected ones of each request's last round."""
-    last: dict[str, int] = {}
-    for answer in answers:
-        last[answer["request"]] = max(answer["round"], last.get(answer["request"], 0))
-    return [a for a in answers if a["round"] == last[a["request"]] and a.get("selected", True)]
 
 
 def _runs(folder: Path) -> list[RunDir]:

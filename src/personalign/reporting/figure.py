@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from personalign.reporting.collect import Results
 from personalign.reporting.markup import fit, safe
-from personalign.reporting.table import RECORD, Column, columns
+from personalign.reporting.table import Column, columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,9 +41,14 @@ COLOURS = {"ink": "#1b1f24", "muted": "#6b7280", "line": "#d5d9e0", "accent": "#
 
 
 def panels(results: Results) -> list[Column]:
-    """The metrics that are drawn: of the panels above, those that a row has."""
-    chosen = [column for column in columns(results) if column.metric in PANELS and column.metric != RECORD]
+    """The metrics that are drawn: of the panels above, those that a row has, unless all rows are the same."""
+    chosen = [column for column in columns(results) if column.metric in PANELS and _differs(results, column)]
     return sorted(chosen, key=lambda column: PANELS.index(column.metric))
+
+
+def _differs(results: Results, column: Column) -> bool:
+    found = [row.metrics[column.metric] for row in results.rows if column.metric in row.metrics]
+    return len(found) == 1 or len({(figure.value, figure.low, figure.high) for figure in found}) > 1
 
 
 def picture(results: Results, kind: Literal["svg", "png"]) -> bytes:

@@ -122,7 +122,7 @@ def _provenance(results: Results) -> str:
         return ""
     facts: dict[str, dict[str, None]] = {}
     for _, run in runs:
-        for key, told in _flat(run.record["provenance"]):
+        for key, told in _flat({**run.record["provenance"], "data": run.record.get("data_hash")}):
             facts.setdefault(key, {})[told] = None
     lines = "<br>".join(safe(_fact(key, list(told))) for key, told in facts.items())
     common = element("p", element("code", lines), class_="facts")

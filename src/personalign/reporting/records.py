@@ -1,7 +1,7 @@
 """The files that reports are read from: what a run and a sweep leave behind, as typed dictionaries.
 
 <run>/record.json               Record
-<run>/samples-<rank>.jsonl      one Sample a line
+<run>/answers.jsonl             one Sample a line: what users were given, with its true reward
 <sweep>/sweep.json              Sweep
 """
 
@@ -43,6 +43,8 @@ class Record(TypedDict):
     provenance: dict[str, Any]
     # For example "oracle": the guide is the truth.
     flags: list[str]
+    # The content hash of what was read.
+    data_hash: NotRequired[str]
     # By user name.
     users: NotRequired[dict[str, Person]]
 
@@ -55,16 +57,13 @@ class Truth(TypedDict):
 
 
 class Sample(TypedDict):
-    """One answer. `selected` false marks one of several that was not given to the user."""
+    """The answer that a user was given to a request."""
 
     request: str
     user: str
-    sample: int
-    round: int
     prompt: str
     text: str
-    truth: NotRequired[Truth | None]
-    selected: NotRequired[bool]
+    truth: Truth | None
 
 
 class Cell(TypedDict):

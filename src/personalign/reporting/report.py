@@ -16,7 +16,7 @@ FORMATS = ("md", "csv", "html", "svg", "png")
 def report(path: str | Path, formats: Sequence[str], baseline: str | None = None) -> list[Path]:
     """Write `report.<format>` into the folder for each of `formats`; returns the paths written.
 
-    md comes with the figure it shows, report.png. `baseline` names the row that others are compared with,
+    md comes with the picture it shows, report.png. `baseline` names the row that others are compared with,
     instead of the sweep's own. Raises UserError for an unknown format or baseline, nothing to report, or a
     place that cannot be written.
     """
@@ -27,12 +27,17 @@ def report(path: str | Path, formats: Sequence[str], baseline: str | None = None
     folder = Path(path).expanduser()
     folder = folder if folder.is_dir() else folder.parent
     written = []
-    wanted = [one for one in FORMATS if one in formats or (one == "png" and "md" in formats and results.rows)]
-    for one in wanted:
+    for one in _wanted(formats, pictures=bool(results.rows)):
         target = folder / f"report.{one}"
         write_atomic(target, _content(results, one))
         written.append(target)
     return written
+
+
+def _wanted(formats: Sequence[str], pictures: bool) -> list[str]:
+    """The files to write: Markdown shows the PNG, and without any row there is nothing to draw."""
+    asked = {*formats, *(["png"] if "md" in formats else [])}
+    return [one for one in FORMATS if one in asked and (pictures or one not in ("svg", "png"))]
 
 
 def _content(results: Results, kind: str) -> str | bytes:

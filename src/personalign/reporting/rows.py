@@ -120,7 +120,7 @@ def _rewards(row: Row, seeds: set[int]) -> dict[Key, float]:
         if seeds and run.seed not in seeds:
             continue
         for answer in run.answers:
-            if truth := answer.get("truth"):
+            if truth := answer["truth"]:
                 seed = (str(run.seed),) if seeds else ()
                 key = (answer["user"], answer["request"], *seed)
                 rewards.setdefault(key, []).append(truth["total"])

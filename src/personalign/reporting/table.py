@@ -14,7 +14,7 @@ from personalign.reporting.rows import Row
 Place = Literal["main", "more"]
 RECORD = "win_tie_lose"
 OWN = "Own reward"
-RATINGS = "Ratings per dimension"
+PARTS, RATINGS = "Own reward per dimension", "Ratings per dimension"
 NONE = "\u2013"
 
 
@@ -61,16 +61,18 @@ def columns(results: Results, place: Place | None = None) -> list[Column]:
     """The columns that some row has something to say in; ratings per dimension after the user's own reward."""
     names = list(dict.fromkeys(name for row in results.rows for name in row.metrics))
     known = {column.metric for column in KNOWN}
-    ratings = [_rating(name) for name in names if name.startswith("reward.")]
+    ratings = [_rating(results, name) for name in names if name.startswith("reward.")]
     others = [_other(name) for name in names if name not in known and not name.startswith("reward.")]
     ordered = [*KNOWN[:4], *ratings, *KNOWN[4:], *others]
     said = {*names, *([RECORD] if any(row.against for row in results.rows) else [])}
     return [column for column in ordered if column.metric in said and place in (None, column.place)]
 
 
-def _rating(name: str) -> Column:
+def _rating(results: Results, name: str) -> Column:
+    """A dimension of the users' reward; bare ratings, which have no better side, stand in the second table."""
     title = name.removeprefix("reward.")
-    return Column(name, RATINGS, title, title, 2)
+    bare = any(row.metrics[name].better == "none" for row in results.rows if name in row.metrics)
+    return Column(name, RATINGS if bare else PARTS, title, title, 2, "more" if bare else "main")
 
 
 def _other(name: str) -> Column:

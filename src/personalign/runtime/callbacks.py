@@ -29,10 +29,11 @@ class Checkpoints(CheckpointIO):
         write_atomic(Path(path), buffer.getvalue())
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
+        with plain_errors(path, "read"):
+            content = io.BytesIO(Path(path).read_bytes())
         try:
-            with plain_errors(path, "read"):
-                loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            loaded: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
             raise UserError(f"the checkpoint {path} is damaged: remove it to train from the start") from error
         return loaded
 
@@ -118,5 +119,5 @@ class Save(pl.Callback):
     ) -> None:
         step = trainer.global_step
         if step % self.every == 0 and step not in (self._saved, self.steps):
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
             self._saved = step

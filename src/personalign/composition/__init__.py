@@ -1,0 +1,1 @@
+"""From choices to one legal composition, without torch: read, checked, named, built."""

@@ -1,0 +1,1 @@
+"""Where users, histories, requests and pairs come from."""

@@ -1,0 +1,1 @@
+"""The one decoder, and the scoring of given answers by a plan."""

@@ -1,0 +1,1 @@
+"""The policy: a base model with adapters and heads, its chat format, exact log-probabilities, its files."""

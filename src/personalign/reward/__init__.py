@@ -1,0 +1,1 @@
+"""How an answer is scored for a user (survey, section 4.2)."""

@@ -1,0 +1,1 @@
+"""What runs need besides the science: threads, seeds, files, run directories, progress, training."""

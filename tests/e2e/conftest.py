@@ -1,0 +1,99 @@
+"""The command line as a person meets it: a folder of two users' data, commands in this process or in one of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from personalign.cli import main
+
+USERS = [
+    {"id": "ana", "truth": {"warmth": 1.0, "length": -0.5}},
+    {"id": "ben", "truth": {"warmth": -1.0}},
+]
+EVENTS = [
+    {"user": "ana", "kind": "statement", "text": "Please be kind, and keep it short."},
+    {"user": "ben", "kind": "statement", "text": "Just the facts."},
+]
+PROMPTS = ("Name a tree.", "What is a fjord?", "Where do I swim?")
+REQUESTS = [{"user": user["id"], "prompt": prompt, "split": "test"} for user in USERS for prompt in PROMPTS]
+PAIRS = [
+    {"user": "ana", "prompt": "Hello?", "chosen": "How lovely to hear you!", "rejected": "Yes.", "split": "test"},
+    {"user": "ben", "prompt": "Hello?", "chosen": "Yes.", "rejected": "How lovely to hear you!", "split": "test"},
+]
+# Everything small enough for seconds; the model is random, so no number means anything.
+TINY = (
+    "model=tiny",
+    "precision=fp32",
+    "data=jsonl",
+    "data.path=people",
+    "sampling.max_new_tokens=4",
+    "evaluation.resamples=20",
+)
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Said]
+
+
+@pytest.fixture
+def people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with the two users in `people/`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PERSONALIGN_CACHE", str(tmp_path / "cache"))
+    for name, rows in {"users": USERS, "events": EVENTS, "requests": REQUESTS, "pairs": PAIRS}.items():
+        target = tmp_path / "people" / f"{name}.jsonl"
+        target.parent.mkdir(exist_ok=True)
+        target.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def personalign(people: Path, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command in this process, from the folder of `people`."""
+
+    def command(*words: str) -> Said:
+        capsys.readouterr()
+        code = main(list(words))
+        return Said(code, *capsys.readouterr())
+
+    return command
+
+
+@pytest.fixture
+def without_torch(people: Path) -> Command:
+    """Run a command in a process of its own, in which torch cannot be imported."""
+
+    def command(*words: str) -> Said:
+        blocked = "import sys; sys.modules['torch'] = None; from personalign.cli import main; sys.exit(main())"
+        done = subprocess.run([sys.executable, "-c", blocked, *words], capture_output=True, text=True, cwd=people)
+        return Said(done.returncode, done.stdout, done.stderr)
+
+    return command
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """Start a command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "personalign", *words],
+        cwd=folder,
+        env=os.environ | {"OMP_WAIT_POLICY": "passive"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
