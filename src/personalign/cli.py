@@ -21,7 +21,7 @@ SUMMARY = "Compose, train, decode and compare personalized alignment methods for
 EXAMPLES = """
 personalign model fetch                                  the embedded model, once
 personalign sweep sweeps/demo.yaml                       the demo: a table, a figure, an HTML report
-personalign run generation=preference_prompt memory=preference_statement
+personalign run generation=preference_prompt memory=statement
 personalign ls generation                                what can be composed
 personalign validate --all                               check everything that ships
 personalign COMMAND --help                               more examples

@@ -9,6 +9,7 @@ from typing import Any
 
 from personalign.contracts import Data, Reward
 from personalign.decoding.scoring import Reading, score_readings
+from personalign.evaluation.text import words
 from personalign.runtime.files import write_atomic
 from personalign.runtime.progress import track
 from personalign.runtime.rundir import RunDir
@@ -47,16 +48,18 @@ def _response(row: dict[str, Any]) -> Response:
 def judged(system: System, answered: Sequence[tuple[Request, Response]]) -> list[Judged]:
     """Every answer with its true score, where truth is known, and its fluency under the untouched base."""
     truths = true_scores(system.data, system.truth, [(request, [r.text]) for request, r in answered])
+    states = [system.data.truth(request) for request, _ in answered]
     nll = base_nll(system, answered)
     return [
         Judged(
             request=request,
             response=response,
             truth=scores[0] if scores else None,
+            stance=state.stance if state else None,
             base_nll=loss,
             base_tokens=len(response.tokens),
         )
-        for (request, response), scores, loss in zip(answered, truths, nll, strict=True)
+        for (request, response), scores, state, loss in zip(answered, truths, states, nll, strict=True)
     ]
 
 
@@ -111,7 +114,7 @@ def calibration(system: System) -> list[Calibration]:
     pairs = system.data.pairs("validation")
     scored = true_scores(system.data, system.truth, [(p.request, (p.chosen, p.rejected)) for p in pairs])
     return [
-        Calibration(user=pair.request.user, words=len(text.split()), reward=score.total)
+        Calibration(user=pair.request.user, words=len(words(text)), reward=score.total)
         for pair, scores in zip(pairs, scored, strict=True)
         for text, score in zip((pair.chosen, pair.rejected), scores, strict=False)
     ]

@@ -133,6 +133,7 @@ LORA: dict[str, Any] = {
     "alpha": 8.0,
     "dropout": 0.0,
     "targets": ["q_proj", "v_proj", "down_proj"],
+    "depth": 1.0,
 }
 
 

@@ -114,6 +114,27 @@ def test_sft_makes_chosen_answers_likelier(
         assert mean() > before + 0.5
 
 
+@pytest.mark.parametrize(("depth", "layers"), [(1.0, {0, 1}), (0.5, {1}), (0.0, {1})])
+def test_adapters_lie_in_the_upper_layers(
+    depth: float,
+    layers: set[int],
+    policy: Policy,
+    pairs: list[Pair],
+    dpo_values: dict[str, Any],
+    given: Make,
+    render: Any,
+    make_fitting: Make,
+    make_policy: Make,
+) -> None:
+    stage = DPO(**{**dpo_values, "depth": depth})
+    stage.fit(policy, given(pairs), render, make_fitting())
+    again = make_policy()
+    stage.fit(again, given(pairs), render, make_fitting())
+    for one in (policy, again):
+        paths = [path for path, layer in lora.layers(one.model) if "aligned" in layer.deltas]
+        assert {int(path.split(".")[2]) for path in paths} == layers
+
+
 def test_a_trained_adapter_is_a_peft_folder(
     policy: Policy, pairs: list[Pair], dpo_values: dict[str, Any], given: Make, render: Any, make_fitting: Make
 ) -> None:

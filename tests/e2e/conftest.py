@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,15 +27,6 @@ PAIRS = [
     {"user": "ana", "prompt": "Hello?", "chosen": "How lovely to hear you!", "rejected": "Yes.", "split": "test"},
     {"user": "ben", "prompt": "Hello?", "chosen": "Yes.", "rejected": "How lovely to hear you!", "split": "test"},
 ]
-# Everything small enough for seconds; the model is random, so no number means anything.
-TINY = (
-    "model=tiny",
-    "precision=fp32",
-    "data=jsonl",
-    "data.path=people",
-    "sampling.max_new_tokens=4",
-    "evaluation.resamples=20",
-)
 
 
 @dataclass(frozen=True)
@@ -87,13 +77,26 @@ def without_torch(people: Path) -> Command:
     return command
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
-    """Start a command in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "personalign", *words],
-        cwd=folder,
-        env=os.environ | {"OMP_WAIT_POLICY": "passive"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+@pytest.fixture
+def start(people: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start a command in a process of its own, as a shell would."""
+
+    def begin(*words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "personalign", *words]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=people, stdout=pipe, stderr=pipe, text=True)
+
+    return begin
+
+
+@pytest.fixture
+def small() -> tuple[str, ...]:
+    """Overrides for a run of a second; the model is random, so no number means anything."""
+    return (
+        "model=tiny",
+        "precision=fp32",
+        "data=jsonl",
+        "data.path=people",
+        "sampling.max_new_tokens=4",
+        "evaluation.resamples=20",
     )

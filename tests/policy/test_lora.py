@@ -166,9 +166,36 @@ def test_dropout_is_off_unless_a_stage_trains(tiny: Policy) -> None:
         assert torch.equal(logits(tiny), logits(tiny))
 
 
-def test_regions_fill_the_gaps() -> None:
-    routing = Routing([(1, 3, (("a", 1.0),)), (4, None, (("b", 1.0),))])
-    assert routing.regions(6) == [(1, ()), (2, (("a", 1.0),)), (1, ()), (2, (("b", 1.0),))]
+def test_gates_open_each_rows_own_adapters() -> None:
+    routing = Routing([(1, 3, (("a", 1.0), ("c", -0.5))), (4, None, (("b", 2.0), ("b", 1.0), ("gone", 1.0)))])
+    found = routing.gates({"a": 1, "b": 2, "c": 1}, 5)[:, 0]
+    assert found.tolist() == [[0] * 4, [1, 0, 0, -0.5], [1, 0, 0, -0.5], [0] * 4, [0, 3, 3, 0]]
     routing.by_row([(("a", 1.0),)] * 3)
     assert routing.slices == [(0, None, (("a", 1.0),))]
-    assert not routing.by_row([(), ()]) and routing.slices == []
+    routing.by_row([(), ()])
+    assert routing.slices == []
+
+
+def test_training_mixes_as_decoding_does(tiny: Policy) -> None:
+    for seed, name in enumerate(("a", "b")):
+        filled(tiny, name, seed)
+    filled(tiny, "c", 2, LoRAConfig(2, 8.0, 0.0, ("q_proj", "up_proj")))
+    mixtures: list[Deltas] = [(("a", 0.3), ("b", -0.6)), (("c", 1.0), ("a", 1.0)), (), (("c", -1.0),)]
+    for rows in (mixtures, [mixtures[0]] * 4, [mixtures[1]] * 4, [()] * 4):
+        tiny.routing.by_row(rows)
+        trained = logits(tiny)
+        with torch.no_grad():
+            torch.testing.assert_close(trained.detach(), logits(tiny), atol=2e-5, rtol=1e-5)
+
+
+def test_an_adapter_in_some_layers_means_the_same_to_peft(tiny: Policy, tmp_path: Path) -> None:
+    filled(tiny, "a", 1, LoRAConfig(4, 8.0, 0.0, CONFIG.targets, (1,)))
+    assert len(lora.parameters(tiny.model, "a")) == 2 * 3
+    save_adapter(tiny, "a", tmp_path / "a")
+    load_adapter(tiny, "again", tmp_path / "a")
+    assert tiny.configs["again"].layers == (1,)
+    with torch.no_grad():
+        expected = peft_model(tmp_path / "a")(input_ids=IDS).logits
+        for name in ("a", "again"):
+            with tiny.using(((name, 1.0),)):
+                torch.testing.assert_close(logits(tiny), expected, atol=1e-5, rtol=1e-5)

@@ -109,6 +109,7 @@ def test_notes_state_items_users_intervals_and_remarks(demo: Path) -> None:
         "24 items of 8 users; ",
         "alignment accuracy: 72 items of 8 users",
         "Baseline: base; a difference in reward of at most 0.05 is a tie",
+        "what it adds to the reward of the users who care for it",
         "pooled DPO: one adapter",
     ):
         assert part in said

@@ -40,6 +40,7 @@ class DPO(Stage):
         alpha: PositiveFloat,
         dropout: Fraction,
         targets: list[str],
+        depth: Fraction,
         beta: PositiveFloat,
         learning_rate: PositiveFloat,
         warmup: Fraction,
@@ -53,7 +54,7 @@ class DPO(Stage):
         max_answer: PositiveInt,
         checkpoint_every: PositiveInt,
     ) -> None:
-        self.adapters = Adapters((adapter,), LoRAConfig(rank, alpha, dropout, tuple(targets)))
+        self.adapters = Adapters((adapter,), LoRAConfig(rank, alpha, dropout, tuple(targets)), depth)
         self.limits = Limits(max_prompt, max_answer)
         self.adapter, self.beta, self.pairs = adapter, beta, pairs
         self.recipe = Recipe(

@@ -55,6 +55,7 @@ class Pad(Stage):
         alpha: PositiveFloat,
         dropout: Fraction,
         targets: list[str],
+        depth: Fraction,
         beta: PositiveFloat,
         learning_rate: PositiveFloat,
         warmup: Fraction,
@@ -67,7 +68,7 @@ class Pad(Stage):
         max_answer: PositiveInt,
         checkpoint_every: PositiveInt,
     ) -> None:
-        self.config = LoRAConfig(rank, alpha, dropout, tuple(targets))
+        self.config, self.depth = LoRAConfig(rank, alpha, dropout, tuple(targets)), depth
         self.limits = Limits(max_prompt, max_answer)
         self.adapter, self.dimensions, self.beta = adapter, dimensions, beta
         self.min_gap, self.pairs = min_gap, pairs
@@ -97,7 +98,7 @@ class Pad(Stage):
             reference = references(policy, rows, (), fitting.cache)
             return Preference(policy, rows, reference, deltas, self.beta), lengths(rows)
 
-        adapters = Adapters(tuple(names.values()), self.config)
+        adapters = Adapters(tuple(names.values()), self.config, self.depth)
         content = ["pad", fingerprint(policy, ()), adapters, self.beta, rows]
         figures = train(
             policy, fitting, adapters, title=self.adapter, content=content, recipe=self.recipe, prepare=prepare

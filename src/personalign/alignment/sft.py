@@ -38,6 +38,7 @@ class SFT(Stage):
         alpha: PositiveFloat,
         dropout: Fraction,
         targets: list[str],
+        depth: Fraction,
         learning_rate: PositiveFloat,
         warmup: Fraction,
         schedule: Literal["constant", "linear", "cosine"],
@@ -50,7 +51,7 @@ class SFT(Stage):
         max_answer: PositiveInt,
         checkpoint_every: PositiveInt,
     ) -> None:
-        self.adapters = Adapters((adapter,), LoRAConfig(rank, alpha, dropout, tuple(targets)))
+        self.adapters = Adapters((adapter,), LoRAConfig(rank, alpha, dropout, tuple(targets)), depth)
         self.limits = Limits(max_prompt, max_answer)
         self.adapter, self.pairs = adapter, pairs
         self.recipe = Recipe(

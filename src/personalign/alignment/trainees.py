@@ -22,10 +22,14 @@ NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 @dataclass(frozen=True, slots=True)
 class Adapters:
-    """LoRA adapters by name, all of one configuration; kept as PEFT folders."""
+    """LoRA adapters by name, all of one configuration; kept as PEFT folders.
+
+    They lie in the upper `depth` of the decoder's layers (1.0: in all): what lies below needs no backward pass.
+    """
 
     names: tuple[str, ...]
     config: lora.LoRAConfig
+    depth: float
 
     def create(self, policy: Policy, seed: int) -> list[list[nn.Parameter]]:
         """Fresh ones, each drawn from the seed and its own name; their trainable weights, adapter by adapter."""
@@ -34,10 +38,15 @@ class Adapters:
             self._check(policy, name)
             with torch.random.fork_rng():
                 torch.manual_seed(derive(seed, "adapter", name))
-                groups.append(policy.add_adapter(name, self.config))
+                groups.append(policy.add_adapter(name, self._placed(policy)))
         _only(policy, [p for group in groups for p in group])
         self._mode(policy, training=True)
         return groups
+
+    def _placed(self, policy: Policy) -> lora.LoRAConfig:
+        total = policy.model.config.get_text_config().num_hidden_layers
+        adapted = max(1, round(self.depth * total))
+        return self.config if adapted == total else replace(self.config, layers=(*range(total - adapted, total),))
 
     def _check(self, policy: Policy, name: str) -> None:
         if not NAME.fullmatch(name):

@@ -6,6 +6,8 @@ import json
 import os
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from personalign.composition.identity import identity
 from personalign.composition.sweeps import Cell, Sweep
 from personalign.contracts import UserError
@@ -13,14 +15,20 @@ from personalign.reporting import records
 from personalign.runtime.files import write_atomic
 from personalign.runtime.rundir import RunDir
 
+PUBLISHED = TypeAdapter(list[records.Published])
+
 
 class Board:
-    """The cells of a sweep, their run folders, and what failed in this process; `folder` holds sweep.json."""
+    """The cells of a sweep, their run folders, and what failed in this process; `folder` holds sweep.json.
+
+    Raises UserError where the published numbers are not as `records.Published` says.
+    """
 
     def __init__(self, sweep: Sweep, folder: Path) -> None:
         self.sweep, self.folder = sweep, folder
         self.runs = {cell.name: RunDir(cell.cfg.paths.runs, identity(cell.cfg)) for cell in sweep.cells}
         self.errors: dict[str, str] = {}
+        check_published(sweep)
 
     def status(self, cell: Cell) -> str:
         """pending, running, interrupted, done or failed."""
@@ -56,3 +64,12 @@ class Board:
 
 def _left_out(name: str, reason: str) -> records.Cell:
     return {"row": name, "overrides": [], "identity": "", "status": "left out", "error": reason}
+
+
+def check_published(sweep: Sweep) -> None:
+    """Raise UserError with every mistake in the published numbers of a sweep file."""
+    try:
+        PUBLISHED.validate_python(sweep.published or [])
+    except ValidationError as error:
+        lines = [f"published.{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        raise UserError("\n".join(f"{sweep.path}: {line}" for line in lines)) from None

@@ -21,8 +21,8 @@ from personalign.runtime.rundir import RunDir
 
 RUN_EXAMPLES = """
 personalign run                                                 the base model, the default composition
-personalign run memory=preference_statement generation=preference_prompt seed=1
-personalign run experiments/pad_psoups.yaml memory=bm25         an experiment file, one part exchanged
+personalign run memory=statement generation=preference_prompt seed=1
+personalign run my_experiment.yaml memory=bm25                  an experiment file, one part exchanged
 personalign run generation=plain --print-config                 the whole composition, nothing computed
 personalign run debug=fast                                      does it run at all? in seconds
 The same command again goes on where the run was interrupted, and only shows a run that is done.
@@ -59,11 +59,18 @@ def run(arguments: Namespace) -> int:
 
 
 def compute(cfg: DictConfig) -> None:
-    """Run the experiment of a composition in this process."""
+    """Run the experiment of a composition in this process; a traceback of ours ends with where to look."""
     ready()
     from personalign.experiment import Experiment
 
-    Experiment(cfg).run()
+    experiment = Experiment(cfg)
+    try:
+        experiment.run()
+    except UserError:
+        raise
+    except Exception as error:
+        error.add_note(f"personalign: {experiment.dir.path} has what was done; the same command goes on from there")
+        raise
 
 
 def evaluate(arguments: Namespace) -> int:

@@ -10,6 +10,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 
 from personalign.commands.arguments import CommandLine, split
+from personalign.commands.board import check_published
 from personalign.composition import home
 from personalign.composition.compose import compose
 from personalign.composition.identity import identity, label
@@ -20,7 +21,7 @@ from personalign.contracts import UserError
 
 EXAMPLES = """
 personalign validate memory=bm25 generation=retrieval_prompt    one composition
-personalign validate experiments/pad_psoups.yaml seed=1         an experiment file, with overrides
+personalign validate my_experiment.yaml seed=1                  an experiment file, with overrides
 personalign validate sweeps/demo.yaml                           every cell of a grid
 personalign validate --all                                      all that ships: files, cells, choices
 personalign validate my_users/                                  a folder of users, histories, pairs, requests
@@ -48,6 +49,7 @@ def validate(arguments: Namespace) -> int:
         return _data(Path(file), overrides)
     if file and _is_sweep(file):
         sweep = read(file, overrides)
+        check_published(sweep)
         for name, reason in sweep.left_out.items():
             print(f"left out: {name}: {reason}")
         print(f"{sweep.path}: {len(sweep.cells)} cells are legal, {len(sweep.left_out)} left out")
@@ -70,6 +72,8 @@ def _data(path: Path, overrides: Sequence[str]) -> int:
 
     if overrides:
         raise UserError(f"overrides say nothing about a data folder: leave out {' '.join(overrides)}")
+    if not path.exists():
+        raise UserError(f"{path}: no such file{home.nearest(path.name, (other.name for other in path.parent.glob('*')))}")
     folder = path if path.is_dir() else path.parent
     problems = check(folder)
     if problems:
@@ -112,6 +116,7 @@ def _sweeps(overrides: Sequence[str]) -> Iterator[Finding]:
     for path in home.shelf("sweeps").values():
         try:
             sweep = read(path, overrides)
+            check_published(sweep)
         except UserError as error:
             yield "sweeps", 1, str(error).splitlines()
         else:

@@ -44,7 +44,7 @@ class Standard(Evaluation):
 
     needs = ()
     provides = ()
-    paper = "arXiv 2410.04070, section 4 (diversity, reward); arXiv 2503.17003, section 5"
+    paper = "arXiv 2410.04070 (diversity); arXiv 2503.17003, section 5"
     node = "evaluation"
 
     def __init__(

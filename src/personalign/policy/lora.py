@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import cast
 
 import torch
@@ -21,12 +22,22 @@ from personalign.types import Deltas
 
 @dataclass(frozen=True, slots=True)
 class LoRAConfig:
-    """Rank r, scale alpha, dropout on the input, and the names of the linear layers that are adapted."""
+    """Rank r, scale alpha, dropout on the input, and the names of the linear layers that are adapted.
+
+    `layers` are the numbers of the decoder layers in which they are; None is all of them.
+    """
 
     rank: int
     alpha: float
     dropout: float
     targets: tuple[str, ...]
+    layers: tuple[int, ...] | None = None
+
+    def adapts(self, path: str) -> bool:
+        """Whether the linear layer at this path of the model is meant."""
+        *above, leaf = path.split(".")
+        number = next((int(part) for part in above if part.isdigit()), None)
+        return leaf in self.targets and (self.layers is None or number in self.layers)
 
 
 @dataclass(slots=True)
@@ -50,15 +61,15 @@ class Routing:
                     self.slices.append((start, stop, rows[start]))
                 start = stop
 
-    def regions(self, rows: int) -> list[tuple[int, Deltas]]:
-        """The slices as (number of rows, deltas) from the first row to the last, gaps filled with the base."""
-        found: list[tuple[int, Deltas]] = []
-        end = 0
+    def gates(self, ranks: dict[str, int], rows: int) -> Tensor:
+        """[rows, 1, sum of ranks]: what each row multiplies the stacked inner products of the adapters by."""
+        table = torch.zeros(rows, 1, sum(ranks.values()))
+        starts = dict(zip(ranks, accumulate(ranks.values(), initial=0), strict=False))
         for start, stop, deltas in self.slices:
-            stop = rows if stop is None else stop
-            found += [(start - end, ()), (stop - start, deltas)]
-            end = stop
-        return [(n, deltas) for n, deltas in [*found, (rows - end, ())] if n]
+            for name, coefficient in deltas:
+                if name in ranks:
+                    table[start:stop, :, starts[name] : starts[name] + ranks[name]] += coefficient
+        return table
 
 
 class LoRADelta(nn.Module):
@@ -122,8 +133,8 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [rows, time, in] -> [rows, time, out]."""
         y: Tensor = self.base(x)
-        if len(self.routing.slices) > 1 and torch.is_grad_enabled():
-            return y + self._tiled(x)
+        if torch.is_grad_enabled():
+            return self._stacked(y, x)
         for start, stop, deltas in self.routing.slices:
             whole = start == 0 and stop is None
             term = self.mixture(x if whole else x[start:stop], deltas)
@@ -135,14 +146,22 @@ class LoRALinear(nn.Module):
                 y[start:stop] += term
         return y
 
-    def _tiled(self, x: Tensor) -> Tensor:
-        """All rows' deltas; for training, where writing into slices would copy the gradient for each of them."""
-        regions = self.routing.regions(len(x))
-        parts = x.split_with_sizes([rows for rows, _ in regions])
-        terms = [self.mixture(part, deltas) for part, (_, deltas) in zip(parts, regions, strict=True)]
-        zeros = x.new_zeros(())
-        shapes = [(*part.shape[:-1], self.base.out_features) for part in parts]
-        return torch.cat([zeros.expand(s) if t is None else t for t, s in zip(terms, shapes, strict=True)])
+    def _stacked(self, y: Tensor, x: Tensor) -> Tensor:
+        """y plus every row's deltas, as one product of all adapters of which a row opens its own.
+
+        For training: slices would copy the whole gradient for each of them. One draw of dropout serves all.
+        """
+        slices = self.routing.slices
+        names = dict.fromkeys(n for _, _, deltas in slices for n, _ in deltas if n in self.deltas)
+        if not names:
+            return y
+        weights = [self.delta(name).weights(x.dtype) for name in names]
+        down, up = torch.cat([a for a, _ in weights]), torch.cat([b for _, b in weights], dim=1)
+        inner = F.linear(self.delta(next(iter(names))).dropout(x), down)
+        if slices != [(0, None, tuple((name, 1.0) for name in names))]:
+            ranks = {name: len(a) for name, (a, _) in zip(names, weights, strict=True)}
+            inner = inner * self.routing.gates(ranks, len(x)).to(inner)
+        return torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), up.t()).view_as(y)
 
 
 def layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
@@ -155,8 +174,7 @@ def layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
 def adapt(model: nn.Module, name: str, config: LoRAConfig, routing: Routing) -> None:
     """Give every target layer of `model` a fresh delta `name`; B = 0, so that nothing changes yet."""
     for path, module in list(model.named_modules()):
-        leaf = path.rsplit(".", 1)[-1]
-        if leaf in config.targets and isinstance(module, (nn.Linear, LoRALinear)):
+        if config.adapts(path) and isinstance(module, (nn.Linear, LoRALinear)):
             layer = module if isinstance(module, LoRALinear) else _wrap(model, path, module, routing)
             layer.deltas[name] = LoRADelta(layer.base, config).eval()
 

@@ -43,6 +43,7 @@ def save_adapter(policy: Policy, name: str, folder: Path) -> None:
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
         "target_modules": list(config.targets),
+        "layers_to_transform": list(config.layers) if config.layers is not None else None,
         "bias": "none",
         "inference_mode": True,
     }
@@ -76,11 +77,12 @@ def _read(folder: Path) -> tuple[lora.LoRAConfig, dict[str, Tensor]]:
         raise UserError(f"no PEFT adapter can be read from {folder}: {error}") from error
     if raw.get("peft_type") != "LORA" or raw.get("use_dora") or raw.get("use_rslora"):
         raise UserError(f"adapter {folder} is no plain LoRA ({raw.get('peft_type')}): only LoRA is supported")
-    targets = raw["target_modules"]
+    targets, only = raw["target_modules"], raw.get("layers_to_transform")
     config = lora.LoRAConfig(
         raw["r"],
         raw["lora_alpha"],
         raw["lora_dropout"],
         tuple(targets if isinstance(targets, list) else [targets]),
+        tuple(only if isinstance(only, list) else [only]) if only is not None else None,
     )
     return config, tensors

@@ -132,6 +132,8 @@ def notes(results: Results) -> list[str]:
     said.append(f"Over {counts(results)}.")
     if results.tie is not None and any(row.against for row in results.rows):
         said.append(f"Baseline: {results.baseline}; a difference in reward of at most {results.tie:g} is a tie.")
+    if any(column.group == PARTS for column in columns(results)):
+        said.append(f"{PARTS}: what it adds to the reward of the users who care for it.")
     if any(len(row.runs) > 1 for row in results.rows):
         said.append("Several seeds: mean over seeds, interval over seeds and users, items of all seeds.")
     if any("oracle" in row.flags for row in results.rows):

@@ -112,12 +112,16 @@ class Save(pl.Callback):
 
     def __init__(self, path: Path, every: int, steps: int) -> None:
         self.path, self.every, self.steps = path, every, steps
-        self._saved = 0
+        self._seen = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._seen = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
-        if step % self.every == 0 and step not in (self._saved, self.steps):
+        step, before = trainer.global_step, self._seen
+        self._seen = step
+        # Within a step gradients have piled up that no checkpoint holds.
+        if step != before and step % self.every == 0 and step != self.steps:
             trainer.save_checkpoint(self.path, weights_only=False)
-            self._saved = step
