@@ -1,0 +1,57 @@
+"""The implicit reward against a naive computation, and what it is for the base."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from personalign.policy.lora import LoRAConfig, parameters
+from personalign.policy.policy import Policy
+from personalign.reward.implicit import Implicit
+from personalign.types import Chat, Message, Plan, Request, Stream, UserState
+
+REQUEST = Request(id="r", user="u", messages=(Message("user", "How are you?"),))
+TEXTS = ["Fine.", "Not so well, thank you for asking"]
+
+
+@pytest.fixture
+def adapted(tiny: Policy) -> Policy:
+    tiny.add_adapter("one", LoRAConfig(4, 8, 0.0, ("q_proj", "up_proj")))
+    for p in parameters(tiny.model, "one"):
+        torch.nn.init.normal_(p, std=0.2, generator=torch.Generator().manual_seed(p.shape[0]))
+    return tiny
+
+
+def naive(policy: Policy, stream: Stream, text: str) -> float:
+    prompt, answer = policy.encode(stream.prompt[0].messages), policy.encode_answer(text)[:-1]  # type: ignore[union-attr]
+    with policy.using(stream.deltas), torch.no_grad():
+        logp = policy.model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+    return sum(logp[len(prompt) - 1 + i, t].item() for i, t in enumerate(answer))
+
+
+def test_it_is_the_weighted_log_ratio_to_the_base(adapted: Policy) -> None:
+    plain = (Chat(REQUEST.messages),)
+    other = (Chat((Message("system", "Be short."), *REQUEST.messages)),)
+    streams = (Stream(plain, -0.5), Stream(other, 1.5, (("one", 1.0),)))
+    reward = Implicit(beta=0.1)
+    reward.bind(adapted, lambda request: Plan(streams))
+    for text, score in zip(TEXTS, reward.score(REQUEST, UserState(), TEXTS), strict=True):
+        system = sum(s.weight * naive(adapted, s, text) for s in streams)
+        assert score.total == pytest.approx(0.1 * (system - naive(adapted, Stream(plain), text)), abs=1e-3)
+
+
+def test_the_base_has_no_preference_and_reads_nothing(tiny: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = Implicit(beta=0.1)
+    reward.bind(tiny, lambda request: Plan((Stream((Chat(request.messages),)),)))
+    monkeypatch.setattr(tiny, "hidden", lambda **inputs: pytest.fail("the network was run"))
+    assert [s.total for s in reward.score(REQUEST, UserState(), TEXTS)] == [0.0, 0.0]
+
+
+def test_many_requests_at_once_equal_one_by_one(adapted: Policy) -> None:
+    reward = Implicit(beta=1.0)
+    reward.bind(adapted, lambda request: Plan((Stream((Chat(request.messages),), 1.0, (("one", 1.0),)),)))
+    requests = [Request(id=str(i), user="u", messages=(Message("user", "word " * i + "?"),)) for i in range(5)]
+    together = reward.score_all([(r, UserState(), TEXTS) for r in requests])
+    alone = [reward.score(r, UserState(), TEXTS) for r in requests]
+    for a, b in zip(together, alone, strict=True):
+        assert [s.total for s in a] == pytest.approx([s.total for s in b], abs=1e-3)
