@@ -77,7 +77,8 @@ def test_the_wheel_carries_every_file(wheel: Path) -> None:
     packaged = [path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("*.*")]
     wanted = {name for name in [*carried, *packaged] if "__pycache__" not in name}
     assert wanted - inside == set()
-    assert {"personalign/py.typed", "personalign/constraints.txt"} <= inside
+    assert {"personalign/py.typed", "personalign/conf/config.yaml", "personalign/sweeps/demo.yaml"} <= wanted
+    assert {name.partition("/")[0] for name in inside} == {"personalign", f"personalign-{PROJECT['version']}.dist-info"}
     assert any(name.endswith("licenses/LICENSE") for name in inside)
 
 

@@ -5,7 +5,7 @@ takes histories in, alignment makes the policy, generation answers for each user
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from personalign.answering import answer
+from personalign.composition.compose import recompose
 from personalign.composition.identity import identity, label
 from personalign.judging import judge
 from personalign.runtime.fitting import Fitting
@@ -71,12 +72,22 @@ class Experiment:
 
     def _align(self, system: System) -> dict[str, dict[str, float]]:
         """Run the stages in their order; each writes adapters and heads by name into the policy."""
+        teacher = self._teacher(system)
         training = {}
         for name, stage in system.stages.items():
-            training[name] = dict(stage.fit(system.policy, system.data, system.render, self._fitting()))
+            training[name] = dict(stage.fit(system.policy, teacher.data, teacher.render, self._fitting()))
             system.learned()
         system.learned()
         return training
+
+    def _teacher(self, system: System) -> System:
+        """Whose data and prompts are learned from: this composition's, or those of the run it takes its policy from."""
+        if self.cfg.source is None:
+            return system
+        source = Path(self.cfg.source)
+        teacher = System(RunDir(source.parent, source.name).config(), system.policy)
+        teacher.prepare()
+        return teacher
 
     def _fitting(self) -> Fitting:
         """What is learned is kept by its content beside the runs, so that rows that train the same share it."""
@@ -117,11 +128,14 @@ class Experiment:
         }
 
     @classmethod
-    def from_run(cls, run: str | Path, overrides: dict[str, Any]) -> Experiment:
-        """The experiment of an earlier run with other values; what both share is not computed again."""
+    def from_run(cls, run: str | Path, overrides: Sequence[str]) -> Experiment:
+        """A finished run's policy under other choices: what it was trained on stays as it was there.
+
+        Raises UserError when the overrides do not fit the run's composition.
+        """
         path = Path(run)
         cfg = RunDir(path.parent, path.name).config()
-        return cls(OmegaConf.merge(cfg, overrides))  # type: ignore[arg-type]
+        return cls(recompose(cfg, [*overrides, f"source={path.absolute()}"]))
 
 
 def _is_oracle(cfg: DictConfig) -> bool:

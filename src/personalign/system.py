@@ -38,7 +38,7 @@ class System:
     `guide` is what the system believes and sees recalled states alone; `truth` is for labels and evaluation.
     """
 
-    def __init__(self, cfg: DictConfig) -> None:
+    def __init__(self, cfg: DictConfig, policy: Policy | None = None) -> None:
         self.cfg = cfg
         self.sampling = Sampling(**cfg.sampling, seed=cfg.seed)
         self.data: Data = build(cfg.data)
@@ -50,7 +50,7 @@ class System:
         self.boundary: Boundary = build(cfg.boundary)
         self.feedback: Feedback = build(cfg.feedback)
         self.evaluation: Evaluation = build(cfg.evaluation)
-        self._policy: Policy | None = None
+        self._policy = policy
         self._states: dict[str, UserState] = {}
 
     @property

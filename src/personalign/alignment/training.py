@@ -52,12 +52,15 @@ def train(
     """
     key = content_hash([content, asdict(recipe), fitting.seed])
     name = f"{title}-{key[:16]}"
-    known = fitting.figures(name)
-    if known is not None:
-        trainee.load(policy, fitting.place(name))
-        return known
-    objective, lengths = prepare()
-    learner = Learner(title, policy, trainee.create(policy, fitting.seed), objective, recipe)
+    with fitting.claim(name):
+        known = fitting.figures(name)
+        if known is not None:
+            trainee.load(policy, fitting.place(name))
+            return known
+        return _trained(policy, fitting, trainee, name, title, recipe, prepare, light)
+
+
+XX    learner = Learner(title, policy, trainee.create(policy, fitting.seed), objective, recipe)
 
     def loader(shard: Shard) -> MicroBatches:
         size, steps = recipe.batch_size, recipe.steps

@@ -8,6 +8,7 @@ scale, the experiment file, debug, the command line.
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -151,3 +152,29 @@ def _checked(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         else:
             out[slot] = part
     return out, problems
+
+
+def recompose(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """A resolved composition under other choices and values: a group that is chosen anew starts from its own file.
+
+    Raises UserError as `compose` does.
+    """
+    values = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    choices = values.pop("choices")
+    anew = {word.split("=", 1)[0].lstrip("+~") for word in overrides}
+    defaults: list[dict[str, Any]] = []
+    for key, group in groups().items():
+        if key in anew or key in OVERLAYS:
+            values.pop(group.slot, None)
+        else:
+            kept = choices[group.slot]
+            defaults.append({f"override /{key}": (kept or ["none"]) if isinstance(kept, list) else kept})
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "earlier.yaml"
+        file.write_text(yaml.safe_dump({"defaults": defaults, **_untargeted(values)}), encoding="utf-8")
+        return compose([*overrides, "scale=cpu", "debug=null"], file)
+
+
+def _untargeted(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Values alone: targets follow from the choices."""
+    return {k: _untargeted(v) if isinstance(v, Mapping) else v for k, v in tree.items() if k != "_target_"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +22,8 @@ def identity(cfg: DictConfig) -> str:
     """
     tree = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     kept = {key: _plain(tree.get(key), key, str(tree["paths"]["cache"])) for key in DETERMINING}
+    if tree["source"] is not None:
+        kept["source"] = Path(tree["source"]).name  # a run's folder is named by its own identity
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -94,6 +94,7 @@ class Values(_Strict):
     """The top level of a composition without its parts."""
 
     name: str | None
+    source: str | None
     seed: NaturalInt
     precision: Literal["bf16", "fp32"]
     devices: PositiveInt

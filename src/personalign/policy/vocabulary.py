@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-LOGITS = 2**23  # numbers of the logits that are held at once
+LOGITS = 2**24  # numbers of the logits that are held at once
 
 
 class _TargetLogprobs(torch.autograd.Function):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,10 +21,12 @@ from pytorch_lightning.strategies import DDPStrategy
 from personalign.contracts import UserError
 from personalign.runtime.callbacks import Checkpoints, History, Reseed, Save
 from personalign.runtime.files import make_folder, plain_errors, write_atomic
+from personalign.runtime.progress import track
 
 DONE = "done.json"
 LAST = "last.ckpt"
 CURVE = "curve.json"
+LOCK = "lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,15 @@ class Fitting:
             text = path.read_text(encoding="utf-8") if path.is_file() else None
         return None if text is None else {key: float(value) for key, value in json.loads(text).items()}
 
+    @contextmanager
+    def claim(self, name: str) -> Iterator[None]:
+        """Be the only run that trains a stage: runs that share a folder wait for the one that began."""
+        path = make_folder(self.place(name)) / LOCK
+        with plain_errors(path, "write"), open(path, "wb") as stream:
+            if self._world() == 1:
+                _wait_for(stream.fileno(), name)
+            yield
+
     def run(self, training: Training) -> dict[str, float]:
         """Train to the end, from the last checkpoint where there is one; return the figures.
 
@@ -103,8 +116,7 @@ class Fitting:
 
     def _split(self, training: Training) -> tuple[int, int]:
         """Pairs of a forward pass, and how many passes make one process's part of a global batch."""
-        batch_size = training.batch_size
-        world = int(self.trainer["devices"]) * int(self.trainer["num_nodes"])
+        batch_size, world = training.batch_size, self._world()
         if batch_size % world:
             raise UserError(
                 f"a batch of {batch_size} pairs cannot be shared by {world} processes: "
@@ -114,6 +126,9 @@ class Fitting:
         most = mine if training.light else min(mine, self.micro_batch)
         micro = max(n for n in range(1, most + 1) if mine % n == 0)
         return micro, mine // micro
+
+    def _world(self) -> int:
+        return int(self.trainer["devices"]) * int(self.trainer["num_nodes"])
 
     def _trainer(self, callbacks: list[pl.Callback], training: Training, accumulation: int) -> pl.Trainer:
         cfg = self.trainer
@@ -139,6 +154,17 @@ class Fitting:
             raise UserError(
                 f"trainer.accelerator {cfg['accelerator']} cannot be used here: {error}; choose trainer=cpu"
             ) from error
+
+
+def _wait_for(descriptor: int, name: str) -> None:
+    """Take the lock, and tell the user what is waited for while somebody else has it."""
+    with track(f"another run trains {name}: waiting", None, "seconds") as bar:
+        while True:
+            try:
+                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(1.0)
+                bar.advance(1)
 
 
 def _strategy(cfg: Mapping[str, Any]) -> Any:
