@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import random
 import signal
@@ -17,6 +18,7 @@ from personalign.alignment.preference import Preference
 from personalign.contracts import UserError
 from personalign.policy import lora
 from personalign.policy.policy import Policy
+from personalign.runtime import fitting
 from personalign.runtime.fitting import Fitting
 from personalign.types import Pair
 
@@ -90,16 +92,16 @@ def test_ctrl_c_reaches_the_caller_and_leaves_a_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     handler = signal.getsignal(signal.SIGINT)
-    fitting = make_fitting(micro_batch=1)
+    cut = make_fitting(micro_batch=1)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_at(patch, 20, KeyboardInterrupt)
-        stage.fit(policy, given(pairs), render, fitting)
+        stage.fit(policy, given(pairs), render, cut)
     assert signal.getsignal(signal.SIGINT) is handler
-    (last,) = fitting.folder.rglob("last.ckpt")
+    (last,) = cut.folder.rglob("last.ckpt")
     state = torch.load(last, weights_only=True)
     assert state["global_step"] == 4
     assert all(".deltas.aligned." in name for name in state["state_dict"]) and len(state["state_dict"]) == 12
-    assert stage.fit(policy, given(pairs), render, fitting)["steps"] == 9
+    assert stage.fit(policy, given(pairs), render, cut)["steps"] == 9
     assert not last.exists()
 
 
@@ -121,6 +123,32 @@ def test_a_finished_stage_is_loaded(
     assert second.spec == first.spec and second.spec.aligned == (("aligned", 1.0),)
     assert all(torch.equal(a, b) for a, b in zip(weights(first), weights(second), strict=True))
     assert not any(p.requires_grad for policy in (first, second) for p in policy.model.parameters())
+
+
+def test_runs_that_share_a_folder_wait_for_the_one_that_began(
+    stage: DPO,
+    pairs: list[Pair],
+    given: Callable[..., Any],
+    render: Any,
+    make_policy: Callable[[], Policy],
+    make_fitting: Callable[..., Fitting],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = stage.fit(make_policy(), given(pairs), render, make_fitting())
+    (done,) = make_fitting().folder.rglob("done.json")
+    text = done.read_text()
+    done.unlink()
+    other = open(done.with_name("lock"), "wb")  # noqa: SIM115 - closed while the stage waits
+    fcntl.flock(other, fcntl.LOCK_EX)
+
+    def finish(seconds: float) -> None:
+        done.write_text(text)
+        other.close()
+
+    monkeypatch.setattr(fitting.time, "sleep", finish)
+    monkeypatch.setattr(Preference, "__call__", None)
+    assert stage.fit(make_policy(), given(pairs), render, make_fitting()) == expected
+    assert other.closed
 
 
 def test_other_content_is_never_taken_for_the_same(
@@ -170,14 +198,14 @@ def test_a_damaged_checkpoint_is_named(
     make_fitting: Callable[..., Fitting],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fitting = make_fitting()
+    cut = make_fitting()
     with monkeypatch.context() as patch, pytest.raises(Stop):
         stop_at(patch, 9, Stop)
-        stage.fit(policy, given(pairs), render, fitting)
-    (last,) = fitting.folder.rglob("last.ckpt")
+        stage.fit(policy, given(pairs), render, cut)
+    (last,) = cut.folder.rglob("last.ckpt")
     last.write_bytes(last.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"last\.ckpt is damaged: remove it"):
-        stage.fit(policy, given(pairs), render, fitting)
+        stage.fit(policy, given(pairs), render, cut)
 
 
 def test_a_loss_that_is_no_number_names_stage_step_and_remedy(

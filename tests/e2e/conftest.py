@@ -1,4 +1,4 @@
-"""The command line as a person meets it: a folder of two users' data, commands in this process or in one of their own."""
+"""The command line as a person meets it: two users' data in a folder, commands in this process or in another."""
 
 from __future__ import annotations
 

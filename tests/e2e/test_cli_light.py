@@ -23,7 +23,7 @@ from personalign.composition.sweeps import read
 
 Command = Callable[..., Any]
 COMMANDS = ("run", "evaluate", "sweep", "report", "status", "ls", "validate", "model", "doctor", "bench")
-LIGHT = ("--help", "--version", "ls", "validate", "validate --all", "status", "run --print-config", "run --help", "bench")
+LIGHT = ("--help", "--version", "ls", "validate", "validate --all", "status", "run --print-config", "bench")
 HEAVY = ("torch", "transformers", "pytorch_lightning", "wandb", "deepspeed", "peft", "matplotlib")
 SECONDS = {"validate --all": 10.0}
 
@@ -58,7 +58,7 @@ def test_the_examples_of_every_help_are_right(name: str, capsys: pytest.CaptureF
     assert len(shown) >= 2
     for words in shown:
         arguments = command_line().read(words)
-        file, overrides = split([word for word in getattr(arguments, "words", [])])
+        file, overrides = split(getattr(arguments, "words", []))
         own = file is None or file.startswith("my_")
         if arguments.run in (run.run, validate.validate) and own:
             compose(overrides)
@@ -91,9 +91,7 @@ def test_validate_counts_all_that_ships(personalign: Command) -> None:
     assert not rest.strip()
 
 
-def test_validate_all_tells_a_broken_choice(
-    personalign: Command, people: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_validate_all_tells_a_broken_choice(personalign: Command, people: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     own = people / "own" / "conf" / "generation"
     own.mkdir(parents=True)
     target = "_target_: personalign.generation.plain.Plain\n"

@@ -86,3 +86,13 @@ def test_a_failed_run_says_where_it_is_and_may_be_repeated(
     assert (line["status"], line["error"]) == ("failed", "RuntimeError: out of luck")
     assert personalign("run", *small).code == 0
     assert json.loads(personalign("status", "--json").out)[0]["status"] == "done"
+
+
+def test_evaluate_makes_a_run_of_its_own_and_leaves_the_first(done: Path, personalign: Command) -> None:
+    before = {path: path.read_bytes() for path in done.iterdir() if path.is_file()}
+    said = personalign("evaluate", done.name[:8], "requests.limit=1")
+    assert said.code == 0, said.err
+    (other,) = (path for path in Path("runs").glob("*/record.json") if path.parent != done)
+    assert json.loads(other.read_text())["metrics"]["reward"]["n"] == 2
+    assert str(other.parent) in said.out
+    assert {path: path.read_bytes() for path in before} == before

@@ -53,9 +53,7 @@ def test_a_failed_cell_is_told_and_does_not_stop_the_rest(grid: Path, personalig
         assert (FOLDER / name).stat().st_size > 0
 
 
-def test_a_bug_in_a_cell_keeps_its_traceback(
-    grid: Path, personalign: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bug_in_a_cell_keeps_its_traceback(grid: Path, personalign: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     import personalign.experiment as module
 
     whole = module.judge

@@ -10,7 +10,7 @@ from personalign.alignment.batches import Limits, encode
 from personalign.alignment.learner import Recipe
 from personalign.alignment.preference import Preference, lengths, references
 from personalign.alignment.trainees import Adapters
-from personalign.alignment.training import nonempty, spread, train
+from personalign.alignment.training import Lesson, nonempty, spread, train
 from personalign.contracts import Data, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Render, Stage
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.reference import fingerprint
@@ -79,8 +79,7 @@ class DPO(Stage):
             return Preference(policy, rows, reference, {self.adapter: after}, self.beta), lengths(rows)
 
         content = ["dpo", fingerprint(policy, before), self.adapters, self.beta, rows]
-        figures = train(
-            policy, fitting, self.adapters, title=self.adapter, content=content, recipe=self.recipe, prepare=prepare
-        )
+        lesson = Lesson(title=self.adapter, trainee=self.adapters, content=content, recipe=self.recipe, prepare=prepare)
+        figures = train(policy, fitting, lesson)
         policy.spec = replace(policy.spec, aligned=after)
         return figures

@@ -9,7 +9,7 @@ from personalign.alignment.batches import Limits, encode
 from personalign.alignment.learner import Recipe
 from personalign.alignment.preference import Preference, lengths, references
 from personalign.alignment.trainees import Head
-from personalign.alignment.training import nonempty, spread, train
+from personalign.alignment.training import Lesson, nonempty, spread, train
 from personalign.contracts import Data, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Render, Stage
 from personalign.policy.heads import HiddenHead
 from personalign.policy.reference import fingerprint
@@ -73,4 +73,5 @@ class PadHiddenHead(Stage):
 
         content = ["hidden head", fingerprint(policy, aligned), self.beta, rows]
         trainee = Head(HEAD, HiddenHead(policy.embedding.embedding_dim))
-        return train(policy, fitting, trainee, title=HEAD, content=content, recipe=self.recipe, prepare=prepare)
+        lesson = Lesson(title=HEAD, trainee=trainee, content=content, recipe=self.recipe, prepare=prepare)
+        return train(policy, fitting, lesson)

@@ -12,7 +12,7 @@ from personalign.alignment.batches import Limits, encode
 from personalign.alignment.learner import Recipe
 from personalign.alignment.preference import Preference, lengths, references
 from personalign.alignment.trainees import Adapters
-from personalign.alignment.training import nonempty, train
+from personalign.alignment.training import Lesson, nonempty, train
 from personalign.contracts import (
     Data,
     Fraction,
@@ -100,9 +100,8 @@ class Pad(Stage):
 
         adapters = Adapters(tuple(names.values()), self.config, self.depth)
         content = ["pad", fingerprint(policy, ()), adapters, self.beta, rows]
-        figures = train(
-            policy, fitting, adapters, title=self.adapter, content=content, recipe=self.recipe, prepare=prepare
-        )
+        lesson = Lesson(title=self.adapter, trainee=adapters, content=content, recipe=self.recipe, prepare=prepare)
+        figures = train(policy, fitting, lesson)
         policy.spec = replace(policy.spec, features={**policy.spec.features, **deltas})
         return figures
 

@@ -10,7 +10,7 @@ from personalign.alignment.batches import Limits, encode
 from personalign.alignment.learner import Recipe
 from personalign.alignment.preference import Imitation, lengths
 from personalign.alignment.trainees import Adapters
-from personalign.alignment.training import nonempty, spread, train
+from personalign.alignment.training import Lesson, nonempty, spread, train
 from personalign.contracts import Data, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Render, Stage
 from personalign.policy.logprobs import Branches
 from personalign.policy.lora import LoRAConfig
@@ -76,8 +76,7 @@ class SFT(Stage):
             return Imitation(policy, rows, after), lengths({self.adapter: rows})
 
         content = ["sft", fingerprint(policy, before), self.adapters, rows]
-        figures = train(
-            policy, fitting, self.adapters, title=self.adapter, content=content, recipe=self.recipe, prepare=prepare
-        )
+        lesson = Lesson(title=self.adapter, trainee=self.adapters, content=content, recipe=self.recipe, prepare=prepare)
+        figures = train(policy, fitting, lesson)
         policy.spec = replace(policy.spec, aligned=after)
         return figures

@@ -12,7 +12,7 @@ from personalign.alignment.batches import Indices, Limits, encode
 from personalign.alignment.learner import Recipe
 from personalign.alignment.losses import margins, pad_loss
 from personalign.alignment.trainees import Head
-from personalign.alignment.training import nonempty, spread, train
+from personalign.alignment.training import Lesson, nonempty, spread, train
 from personalign.contracts import (
     Data,
     Fraction,
@@ -97,9 +97,8 @@ class PadStanceHead(Stage):
         weights = [fingerprint(policy, deltas) for deltas in policy.spec.features.values()]
         content = ["stance head", weights, list(policy.spec.features), self.beta, texts, rows]
         trainee = Head(HEAD, head)
-        return train(
-            policy, fitting, trainee, title=HEAD, content=content, recipe=self.recipe, prepare=prepare, light=True
-        )
+        lesson = Lesson(title=HEAD, trainee=trainee, content=content, recipe=self.recipe, prepare=prepare, light=True)
+        return train(policy, fitting, lesson)
 
 
 class Stances:

@@ -35,7 +35,6 @@ class Adapters:
         """Fresh ones, each drawn from the seed and its own name; their trainable weights, adapter by adapter."""
         groups = []
         for name in self.names:
-            self._check(policy, name)
             with torch.random.fork_rng():
                 torch.manual_seed(derive(seed, "adapter", name))
                 groups.append(policy.add_adapter(name, self._placed(policy)))
@@ -48,11 +47,13 @@ class Adapters:
         adapted = max(1, round(self.depth * total))
         return self.config if adapted == total else replace(self.config, layers=(*range(total - adapted, total),))
 
-    def _check(self, policy: Policy, name: str) -> None:
-        if not NAME.fullmatch(name):
-            raise UserError(f"{name!r} is no name of an adapter: use letters, digits, - and _")
-        if name in policy.configs:
-            raise UserError(f"two stages of alignment train an adapter {name!r}: give one of them another name")
+    def check(self, policy: Policy) -> None:
+        """Raise UserError where a name cannot be one or is taken."""
+        for name in self.names:
+            if not NAME.fullmatch(name):
+                raise UserError(f"{name!r} is no name of an adapter: use letters, digits, - and _")
+            if name in policy.configs:
+                raise UserError(f"two stages of alignment train an adapter {name!r}: give one of them another name")
 
     def _mode(self, policy: Policy, training: bool) -> None:
         for _, layer in lora.layers(policy.model):
@@ -75,7 +76,6 @@ class Adapters:
 
     def load(self, policy: Policy, folder: Path) -> None:
         for name in self.names:
-            self._check(policy, name)
             with torch.random.fork_rng():
                 load_adapter(policy, name, folder / name)
         self.freeze(policy)
@@ -94,9 +94,12 @@ class Head:
         _only(policy, parameters)
         return [parameters]
 
-    def _add(self, policy: Policy) -> None:
+    def check(self, policy: Policy) -> None:
+        """Raise UserError where another stage has made such a head."""
         if self.name in policy.heads:
             raise UserError(f"two stages of alignment train a head {self.name!r}: choose one of them")
+
+    def _add(self, policy: Policy) -> None:
         policy.heads[self.name] = self.module.to(policy.device)
         policy.spec = replace(policy.spec, heads=(*policy.spec.heads, self.name))
 
@@ -104,7 +107,8 @@ class Head:
         _only(policy, [])
 
     def discard(self, policy: Policy) -> None:
-        del policy.heads[self.name]
+        if self.name in policy.heads:
+            del policy.heads[self.name]
         policy.spec = replace(policy.spec, heads=tuple(h for h in policy.spec.heads if h != self.name))
 
     def save(self, policy: Policy, folder: Path) -> None:

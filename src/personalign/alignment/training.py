@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 from personalign.alignment.batches import MicroBatches
@@ -33,55 +33,63 @@ def nonempty(pairs: Sequence[Pair], title: str) -> Sequence[Pair]:
     return pairs
 
 
-def train(
-    policy: Policy,
-    fitting: Fitting,
-    trainee: Adapters | Head,
-    *,
-    title: str,
-    content: object,
-    recipe: Recipe,
-    prepare: Callable[[], tuple[Objective, Lengths]],
-    light: bool = False,
-) -> dict[str, float]:
-    """Train `trainee`, or load what an earlier run with the same content trained; return the figures.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """What is trained, on what, how; `title` names it for people and for its folder.
 
-    `content` is plain data that, with the recipe and the seed, determines the result: its hash names the stage's
-    folder, so that a stale result is never taken for a new one and runs may share a folder. `prepare` computes what
-    the objective needs, only where there is something to train, and says how long the rows of each group are.
+    `content` is plain data that, with recipe and seed, determines the result. `prepare` computes what the objective
+    needs, only where there is something to train, and says how long the rows of each group are. `light`: see
+    `Training`.
     """
-    key = content_hash([content, asdict(recipe), fitting.seed])
-    name = f"{title}-{key[:16]}"
+
+    title: str
+    trainee: Adapters | Head
+    content: object
+    recipe: Recipe
+    prepare: Callable[[], tuple[Objective, Lengths]]
+    light: bool = False
+
+
+def train(policy: Policy, fitting: Fitting, lesson: Lesson) -> dict[str, float]:
+    """Train, or load what an earlier run with the same content trained; return the figures.
+
+    The hash of the content names the folder, so that a stale result is never taken for a new one and runs may share
+    what they learn.
+    """
+    lesson.trainee.check(policy)
+    key = content_hash([lesson.content, asdict(lesson.recipe), fitting.seed])
+    name = f"{lesson.title}-{key[:16]}"
     with fitting.claim(name):
         known = fitting.figures(name)
         if known is not None:
-            trainee.load(policy, fitting.place(name))
+            lesson.trainee.load(policy, fitting.place(name))
             return known
-        return _trained(policy, fitting, trainee, name, title, recipe, prepare, light)
+        try:
+            figures = fitting.run(_training(policy, fitting.seed, lesson, name))
+        except BaseException:
+            lesson.trainee.discard(policy)
+            raise
+        lesson.trainee.freeze(policy)
+        return figures
 
 
-XX    learner = Learner(title, policy, trainee.create(policy, fitting.seed), objective, recipe)
+def _training(policy: Policy, seed: int, lesson: Lesson, name: str) -> Training:
+    recipe = lesson.recipe
+    objective, lengths = lesson.prepare()
+    learner = Learner(lesson.title, policy, lesson.trainee.create(policy, seed), objective, recipe)
 
     def loader(shard: Shard) -> MicroBatches:
-        size, steps = recipe.batch_size, recipe.steps
-        return MicroBatches(lengths, shard, batch_size=size, steps=steps, seed=fitting.seed)
+        return MicroBatches(lengths, shard, batch_size=recipe.batch_size, steps=recipe.steps, seed=seed)
 
-    training = Training(
+    return Training(
         name=name,
-        title=title,
+        title=lesson.title,
         module=learner,
         loader=loader,
-        save=lambda folder: trainee.save(policy, folder),
+        save=lambda folder: lesson.trainee.save(policy, folder),
         steps=recipe.steps,
         batch_size=recipe.batch_size,
         max_grad_norm=recipe.max_grad_norm,
         checkpoint_every=recipe.checkpoint_every,
-        light=light,
+        light=lesson.light,
     )
-    try:
-        figures = fitting.run(training)
-    except BaseException:
-        trainee.discard(policy)
-        raise
-    trainee.freeze(policy)
-    return figures

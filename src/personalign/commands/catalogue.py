@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 
 from rich.markup import escape
 from rich.table import Table
@@ -24,8 +25,6 @@ personalign ls sweeps          the grids that ship
 personalign ls --json          the same for scripts
 """
 FILES = ("experiments", "sweeps")
-COLUMNS = ("choice", "what", "node", "paper", "needs", "provides")
-TITLES = {"what": "what it is", "node": "node of the survey's taxonomy"}
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,10 @@ def ls(arguments: Namespace) -> int:
     if arguments.json:
         print(json.dumps([vars(row) for row in rows], indent=2))
         return 0
+    screen = console()
     for group, members in groupby(rows, key=lambda row: row.group):
-        console().print(_table(group, sorted(members, key=lambda row: (row.node, row.choice))))
+        ordered = sorted(members, key=lambda row: (row.node, row.choice))
+        screen.print(f"[bold]{group}[/] ({len(ordered)})", _table(ordered), sep="\n")
     return 0
 
 
@@ -70,21 +71,28 @@ def _of_part(part: PartView) -> Row:
     return Row(part.group, part.choice, what, part.node, part.paper, part.needs, part.provides)
 
 
-def _first(text: str) -> str:
-    return text.partition("\n")[0].strip()
+def _first(comment: str) -> str:
+    """The first sentence of a head comment, which may run over several lines."""
+    lines = takewhile(lambda line: "personalign " not in line, comment.splitlines())
+    return re.split(r"(?<=\.)\s", " ".join(line.strip() for line in lines), maxsplit=1)[0]
 
 
-def _table(group: str, rows: Sequence[Row]) -> Table:
-    """One group in the order of the taxonomy; a column that would be empty is left out."""
-    shown = [column for column in COLUMNS if any(_cell(row, column) for row in rows)]
-    table = Table(title=f"{group} ({len(rows)})", title_justify="left", box=None, header_style="dim")
-    for column in shown:
-        table.add_column(TITLES.get(column, column), no_wrap=column == "choice")
-    for row in rows:
-        table.add_row(*(escape(_cell(row, column)) for column in shown))
+def _table(rows: Sequence[Row]) -> Table:
+    """A line or two for each choice, under its node of the taxonomy; it reads well in narrow terminals too."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    for node, members in groupby(rows, key=lambda row: row.node):
+        if node:
+            table.add_row("", f"[italic]{escape(node)}[/]")
+        for row in members:
+            table.add_row(f"  {row.choice}", escape(row.what))
+            if facts := _facts(row):
+                table.add_row("", f"[dim]{escape(facts)}[/]")
     return table
 
 
-def _cell(row: Row, column: str) -> str:
-    value = getattr(row, column)
-    return value if isinstance(value, str) else " ".join(value)
+def _facts(row: Row) -> str:
+    """Its paper, what it needs, what it provides, as far as there is something to say."""
+    named = {"needs": row.needs, "provides": row.provides}
+    said = [f"{name} {' '.join(words)}" for name, words in named.items() if words]
+    return " | ".join([*([row.paper] if row.paper else []), *said])

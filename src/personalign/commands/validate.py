@@ -73,7 +73,8 @@ def _data(path: Path, overrides: Sequence[str]) -> int:
     if overrides:
         raise UserError(f"overrides say nothing about a data folder: leave out {' '.join(overrides)}")
     if not path.exists():
-        raise UserError(f"{path}: no such file{home.nearest(path.name, (other.name for other in path.parent.glob('*')))}")
+        beside = home.nearest(path.name, (other.name for other in path.parent.glob("*")))
+        raise UserError(f"{path}: no such file{beside}")
     folder = path if path.is_dir() else path.parent
     problems = check(folder)
     if problems:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -87,10 +88,14 @@ class Fitting:
     def claim(self, name: str) -> Iterator[None]:
         """Be the only run that trains a stage: runs that share a folder wait for the one that began."""
         path = make_folder(self.place(name)) / LOCK
-        with plain_errors(path, "write"), open(path, "wb") as stream:
-            if self._world() == 1:
-                _wait_for(stream.fileno(), name)
+        with plain_errors(path, "write"):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if self._world() == 1:  # ranks of one run come together
+                _wait_for(descriptor, name)
             yield
+        finally:
+            os.close(descriptor)
 
     def run(self, training: Training) -> dict[str, float]:
         """Train to the end, from the last checkpoint where there is one; return the figures.
