@@ -1,4 +1,6 @@
-# personalign: `make help` lists what there is. PYTHON chooses the interpreter that .venv is made from.
+# personalign: `make help` lists what there is.
+# The interpreter that .venv is made from. A torch for CUDA or ROCm that it has, or that .venv has, is kept and used;
+# everybody else gets the version of constraints.txt (tools/environment.py).
 PYTHON ?= python3
 # Test processes; with 2 each takes its own half of the cores.
 WORKERS ?= 2

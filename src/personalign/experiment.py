@@ -8,16 +8,20 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
 
 from personalign.answering import answer
 from personalign.composition.compose import recompose
 from personalign.composition.identity import identity, label
-from personalign.judging import judge
+from personalign.judging import ANSWERS, judge
+from personalign.runtime.files import read_jsonl
 from personalign.runtime.fitting import Fitting
+from personalign.runtime.loggers import log_result, make_logger
 from personalign.runtime.provenance import provenance
 from personalign.runtime.rundir import RunDir
 from personalign.runtime.seeds import seed_everything
@@ -36,6 +40,12 @@ class Experiment:
         self.dir = RunDir(cfg.paths.runs, identity(cfg))
         self.seconds: dict[str, float] = {}
 
+    @cached_property
+    def logger(self) -> Logger | None:
+        """Made when something is first logged, so that a finished run starts none."""
+        plain = cast(dict[str, Any], OmegaConf.to_container(self.cfg, resolve=True))
+        return make_logger(plain, self.dir.path, label(self.cfg))
+
     def run(self) -> dict[str, Any]:
         """The record: figures with n and interval, cost, and all that it takes to trust them.
 
@@ -53,6 +63,7 @@ class Experiment:
                 self.dir.set_status("failed", f"{type(error).__name__}: {error}")
                 raise
             self.dir.write_record(record)
+            log_result(self.logger, record, list(read_jsonl(self.dir.path / ANSWERS)), self.dir.path)
             self.dir.set_status("done")
         return record
 
@@ -96,7 +107,7 @@ class Experiment:
             trainer=cast(dict[str, Any], OmegaConf.to_container(cfg.trainer, resolve=True)),
             folder=Path(cfg.paths.runs).expanduser() / "policies",
             cache=Path(cfg.paths.cache).expanduser(),
-            logger=None,
+            logger=self.logger,
             seed=cfg.seed,
             micro_batch=cfg.micro_batch,
         )

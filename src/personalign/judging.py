@@ -29,6 +29,9 @@ from personalign.types import (
     UserState,
 )
 
+# The given answers with all that was measured on them, one a line.
+ANSWERS = "answers.jsonl"
+
 
 def judge(system: System, run: RunDir, requests: Sequence[Request]) -> dict[str, Figure]:
     """Measure the answers that `run` holds, write them with their measures to answers.jsonl, return the figures."""
@@ -36,7 +39,7 @@ def judge(system: System, run: RunDir, requests: Sequence[Request]) -> dict[str,
     answered = [(request, given[request.id]) for request in requests]
     answers = judged(system, answered)
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows(answers))
-    write_atomic(run.path / "answers.jsonl", "".join(lines))
+    write_atomic(run.path / ANSWERS, "".join(lines))
     pairs = judged_pairs(system)
     return system.evaluation.measure(answers, pairs, calibration(system))
 

@@ -170,8 +170,7 @@ def test_nested_fields_are_named_whole(tmp_path: Path) -> None:
 def test_values_of_good_fields(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(
-        '{"t": " as it is ", "i": 17, "n": -2, "e": null, '
-        '"d": "2025-03-01", "z": "2025-03-01T02:00:00+02:00"}'
+        '{"t": " as it is ", "i": 17, "n": -2, "e": null, "d": "2025-03-01", "z": "2025-03-01T02:00:00+02:00"}'
     )
     reader = Reader()
     (row,) = reader.rows(path)

@@ -112,9 +112,7 @@ RULES = [
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: f"{r.rule}{r.stream}")
 @pytest.mark.parametrize("every", [1, 3])
-def test_plans_of_several_streams_equal_an_uncached_loop(
-    guided: Policy, rule: Candidates, every: int
-) -> None:
+def test_plans_of_several_streams_equal_an_uncached_loop(guided: Policy, rule: Candidates, every: int) -> None:
     guided.stop_ids = tuple(range(2, 60, 5))
     one, two = (("one", 1.0),), (("one", 0.5), ("two", 1.5))
     plans = [
@@ -135,9 +133,7 @@ def test_batch_of_n_equals_n_batches_of_one(guided: Policy) -> None:
     jobs = [Job(f"r{i}", p) for i, p in enumerate(plans)]
     together = Decoder(guided, 64).generate(jobs)
     alone = [r for job in jobs for r in Decoder(guided, 1).generate([job])]
-    assert [(r.request, r.sample, r.tokens) for r in together] == [
-        (r.request, r.sample, r.tokens) for r in alone
-    ]
+    assert [(r.request, r.sample, r.tokens) for r in together] == [(r.request, r.sample, r.tokens) for r in alone]
     assert len({r.tokens for r in together}) > len(plans), "samples of one request should differ"
 
 
@@ -151,25 +147,17 @@ def test_logprobs_are_those_of_the_combined_policy(guided: Policy) -> None:
     assert response.logprobs == pytest.approx(expected, abs=1e-4)
 
 
-def test_equal_greedy_plans_are_decoded_once_and_given_to_each(
-    tiny: Policy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equal_greedy_plans_are_decoded_once_and_given_to_each(tiny: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
     forward = tiny.hidden
-    monkeypatch.setattr(
-        tiny, "hidden", lambda **kw: (rows.append(kw["input_ids"].shape[0]), forward(**kw))[1]
-    )
+    monkeypatch.setattr(tiny, "hidden", lambda **kw: (rows.append(kw["input_ids"].shape[0]), forward(**kw))[1])
     responses = Decoder(tiny, 8).generate([Job(f"r{i}", plain("Hi")) for i in range(5)])
     assert set(rows) == {1}
-    assert len({r.tokens for r in responses}) == 1 and [r.request for r in responses] == [
-        f"r{i}" for i in range(5)
-    ]
+    assert len({r.tokens for r in responses}) == 1 and [r.request for r in responses] == [f"r{i}" for i in range(5)]
 
 
 def test_cost_counts_every_stream(guided: Policy) -> None:
-    plan = Plan(
-        (Stream(chat("Hi")), Stream(chat("Hi"), 0.5, (("one", 1.0),))), sampling=Sampling(max_new_tokens=5)
-    )
+    plan = Plan((Stream(chat("Hi")), Stream(chat("Hi"), 0.5, (("one", 1.0),))), sampling=Sampling(max_new_tokens=5))
     guided.stop_ids = ()
     response = Decoder(guided, 1).generate([Job("r", plan)])[0]
     prompt = len(guided.encode((Message("user", "Hi"),)))
@@ -177,7 +165,7 @@ def test_cost_counts_every_stream(guided: Policy) -> None:
 
 
 def test_a_prompt_longer_than_the_context_is_named(tiny: Policy) -> None:
-    with pytest.raises(UserError, match="request 'r0' has a prompt of .* context of 512 tokens"):
+    with pytest.raises(UserError, match=r"request .r0. has a prompt of .* context of 512 tokens"):
         decode(tiny, [plain("a" * 600)])
     assert tiny.routing.slices == []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import resource
 import subprocess
@@ -59,9 +58,8 @@ def test_the_examples_of_every_help_are_right(name: str, capsys: pytest.CaptureF
     for words in shown:
         arguments = command_line().read(words)
         file, overrides = split(getattr(arguments, "words", []))
-        own = file is None or file.startswith("my_")
-        if arguments.run in (run.run, validate.validate) and own:
-            compose(overrides)
+        if arguments.run in (run.run, validate.validate) and (file is None or file.startswith("experiments/")):
+            compose(overrides, file)
         elif file and file.startswith("sweeps/"):
             assert read(file, overrides).cells
         else:
@@ -119,4 +117,10 @@ def test_doctor_has_a_remedy_for_each_problem(personalign: Command, people: Any)
     assert said.code == 1
     assert found["runs"]["ok"] is False and "paths.runs" in found["runs"]["remedy"]
     assert all(check["remedy"] for check in found.values() if check["ok"] is False)
-    assert os.cpu_count() and "threads" in found
+    assert found["model"] == {
+        "name": "model",
+        "ok": False,
+        "value": "smollm2 has not been fetched",
+        "remedy": "personalign model fetch",
+    }
+    assert {"python", "device", "threads", "memory", "cache", "compiler", "wandb", "versions"} <= found.keys()

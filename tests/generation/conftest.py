@@ -22,9 +22,7 @@ CHOICES = sorted(path.stem for path in (CONF / "generation").glob("*.yaml"))
 
 @pytest.fixture
 def ask() -> Request:
-    return Request(
-        id="q", user="ada", messages=(Message("system", "Be kind."), Message("user", "What is tea?"))
-    )
+    return Request(id="q", user="ada", messages=(Message("system", "Be kind."), Message("user", "What is tea?")))
 
 
 @pytest.fixture
@@ -40,9 +38,7 @@ def state() -> UserState:
 @pytest.fixture
 def spec() -> PolicySpec:
     names = ("warmth", "length", "poetry")
-    return PolicySpec(
-        aligned=(("dpo", 1.0),), features={n: ((f"pad_{n}", 1.0),) for n in names}, heads=("value",)
-    )
+    return PolicySpec(aligned=(("dpo", 1.0),), features={n: ((f"pad_{n}", 1.0),) for n in names}, heads=("value",))
 
 
 def shipped(choice: str, **changes: Any) -> Any:

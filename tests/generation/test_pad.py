@@ -76,9 +76,7 @@ def test_one_feature_of_weight_one_has_the_scalar_forms_coefficients(reference, 
 
 def test_weights_on_the_simplex_are_mod_around_the_reference():
     plan = pad(1.0).plan(ASK, state_of([0.25, 0.5, 0.25]), SPEC).simplified()
-    mixed = tuple(
-        Stream((Chat(PLAIN),), w, FEATURES[n]) for n, w in zip(NAMES, (0.25, 0.5, 0.25), strict=True)
-    )
+    mixed = tuple(Stream((Chat(PLAIN),), w, FEATURES[n]) for n, w in zip(NAMES, (0.25, 0.5, 0.25), strict=True))
     assert plan.streams == (Stream((Chat(PLAIN),), 0.0), *mixed)
 
 
@@ -213,9 +211,7 @@ def test_the_released_form_chooses_as_the_released_code(seed: int, beta: float, 
     same(scalar(beta, "base", sees=True, k=k).plan(ASK, state_of([]), SPEC), logits, code)
 
 
-def same(
-    plan: Plan, logits: Callable[[Stream], Row], literal: Callable[[npt.NDArray[np.int64]], Row]
-) -> None:
+def same(plan: Plan, logits: Callable[[Stream], Row], literal: Callable[[npt.NDArray[np.int64]], Row]) -> None:
     """Plan and simplified plan choose the formula's token; their scores differ from it by a constant."""
     for equal in (plan, plan.simplified()):
         scores, candidates = scored(equal, logits)

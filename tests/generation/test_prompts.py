@@ -77,9 +77,7 @@ def test_braces_and_chat_tokens_of_a_user_stay_text(placement):
     ask = Request(id="q", user="ada", messages=user(NASTY))
     rendered = part.render(ask, UserState(profile=NASTY))
     profile = f'{{"a": [{NASTY}]}}'
-    expected = (
-        user(f"{profile}\n\n{NASTY}") if placement == "user" else (Message("system", profile), *user(NASTY))
-    )
+    expected = user(f"{profile}\n\n{NASTY}") if placement == "user" else (Message("system", profile), *user(NASTY))
     assert rendered == expected
 
 
@@ -109,9 +107,7 @@ def test_examples_as_turns_the_first_recalled_one_last(ask):
 
 def test_examples_in_one_message_with_the_rejected_answer(ask):
     example = "{prompt} {chosen} not: {rejected}"
-    part = InContext(
-        form="message", template="Before:\n{examples}\nNow: {request}", example=example, budget=100
-    )
+    part = InContext(form="message", template="Before:\n{examples}\nNow: {request}", example=example, budget=100)
     rendered = part.render(ask, choices("a", "b"))
     assert rendered == (SYSTEM, *user("Before:\nb? b+ not: b-\n\na? a+ not: a-\nNow: What is tea?"))
 
@@ -168,9 +164,7 @@ def test_a_user_of_whom_nothing_is_known_is_asked_plainly(choice, make, ask, spe
 
 TEXT = st.text(max_size=20) | st.just(NASTY)
 STATES = st.builds(
-    lambda profile, texts: UserState(
-        profile=profile, snippets=notes(*texts).snippets + choices(*texts).snippets
-    ),
+    lambda profile, texts: UserState(profile=profile, snippets=notes(*texts).snippets + choices(*texts).snippets),
     st.none() | TEXT,
     st.lists(TEXT, max_size=3),
 )

@@ -45,9 +45,7 @@ def formula(texts: list[str], query: str) -> list[float]:
     return scores
 
 
-SENTENCE = st.lists(st.sampled_from(["ant", "bee", "cat", "dog", "elk"]), min_size=1, max_size=6).map(
-    " ".join
-)
+SENTENCE = st.lists(st.sampled_from(["ant", "bee", "cat", "dog", "elk"]), min_size=1, max_size=6).map(" ".join)
 
 
 @settings(deadline=None)

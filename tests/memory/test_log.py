@@ -124,9 +124,7 @@ def test_before_is_the_stable_sort_of_what_is_earlier(times: list[float], now: f
             return UserState()
 
     memory = Kept(["text"])
-    events = [
-        Event(id=str(i), user="u", time=t, kind="text", payload={"text": "x"}) for i, t in enumerate(times)
-    ]
+    events = [Event(id=str(i), user="u", time=t, kind="text", payload={"text": "x"}) for i, t in enumerate(times)]
     for e in events:
         memory.observe(e)
     earlier = sorted((e for e in events if e.time < now), key=lambda e: e.time)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from personalign.policy import vocabulary
+from personalign.policy.heads import HiddenHead
 from personalign.policy.logprobs import Branches, answer_logprobs, batches, score_answers
 from personalign.policy.policy import Policy
 from personalign.policy.tiny import random_llama
@@ -52,6 +53,25 @@ def test_many_answers_and_an_empty_one_share_a_prompt(tiny: Policy) -> None:
     for one, answer in zip(found, row.answers, strict=True):
         expected = naive(row.prompt, answer) if answer else torch.zeros(0)
         torch.testing.assert_close(one, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_a_head_maps_the_hidden_state_in_front_of_the_vocabulary(tiny: Policy) -> None:
+    rows = ragged(3)
+    head = HiddenHead(32)
+    tiny.heads["pad"] = head
+    before = score_answers(tiny, rows)
+    same = score_answers(tiny, rows, head="pad")
+    assert all(torch.equal(a, b) for x, y in zip(before, same, strict=True) for a, b in zip(x, y, strict=True))
+    with torch.no_grad():
+        head.weight.normal_()
+        head.bias.normal_()
+        row = Branches(rows[0].prompt, rows[0].answers[:1])
+        ids = torch.tensor([row.prompt + row.answers[0]])
+        mapped = tiny.hidden(input_ids=ids, use_cache=False)[0] @ head.weight.T + head.bias
+        table = tiny.logits(mapped).log_softmax(-1)
+    start = len(row.prompt) - 1
+    expected = torch.stack([table[start + i, token] for i, token in enumerate(row.answers[0])])
+    torch.testing.assert_close(score_answers(tiny, [row], head="pad")[0][0], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_scoring_in_batches_keeps_the_order(tiny: Policy) -> None:

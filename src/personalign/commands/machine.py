@@ -15,6 +15,7 @@ from personalign.commands.arguments import CommandLine
 from personalign.commands.screen import console
 from personalign.composition.compose import compose
 from personalign.contracts import UserError
+from personalign.runtime import provenance
 from personalign.runtime.doctor import Check, checks
 
 FETCH_EXAMPLES = """
@@ -56,12 +57,30 @@ def fetch(arguments: Namespace) -> int:
 def examine(arguments: Namespace) -> int:
     """Print each check of the machine with its remedy; 1 when one of them failed."""
     paths = compose().paths
-    found = checks(Path(paths.runs), Path(paths.cache))
+    found = [*checks(Path(paths.runs), Path(paths.cache)), model(Path(paths.cache)), versions()]
     if arguments.json:
         print(json.dumps([asdict(check) for check in found], indent=2))
     else:
         console().print(_table(found))
     return int(any(check.ok is False for check in found))
+
+
+def model(cache: Path) -> Check:
+    """Whether the embedded model is in the cache, whole by size and hash."""
+    from personalign.policy import assets
+
+    folder = assets.cached(cache)
+    if not folder.is_dir():
+        return Check("model", False, f"{assets.EMBEDDED} has not been fetched", "personalign model fetch")
+    if damaged := assets.damage(folder):
+        return Check("model", False, f"{folder}: damaged: {', '.join(damaged)}", "personalign model fetch")
+    return Check("model", True, f"{assets.EMBEDDED} in {folder}")
+
+
+def versions() -> Check:
+    """The versions that a bug report should name."""
+    known = provenance.versions()
+    return Check("versions", True, ", ".join(f"{name} {version}" for name, version in known.items()))
 
 
 def _table(found: Sequence[Check]) -> Table:

@@ -20,11 +20,11 @@ from personalign.runtime.logs import quiet
 from personalign.runtime.rundir import RunDir
 
 RUN_EXAMPLES = """
-personalign run                                                 the base model, the default composition
+personalign run                                                     the base model, the default composition
 personalign run memory=statement generation=preference_prompt seed=1
-personalign run my_experiment.yaml memory=bm25                  an experiment file, one part exchanged
-personalign run generation=plain --print-config                 the whole composition, nothing computed
-personalign run debug=fast                                      does it run at all? in seconds
+personalign run experiments/retrieval_prompt.yaml memory=recency    an experiment file, one part exchanged
+personalign run generation=plain --print-config                     the whole composition, nothing computed
+personalign run debug=fast                                          does it run at all? in seconds
 The same command again goes on where the run was interrupted, and only shows a run that is done.
 """
 EVALUATE_EXAMPLES = """

@@ -18,7 +18,7 @@ from personalign.commands.arguments import CommandLine
 from personalign.commands.places import find, runs_root
 from personalign.commands.screen import console
 from personalign.composition.identity import label
-from personalign.reporting.collect import _sweep as read_sweep
+from personalign.reporting.collect import read_sweep
 from personalign.runtime.progress import duration
 from personalign.runtime.rundir import RunDir, find_runs, now
 

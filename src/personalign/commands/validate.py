@@ -21,7 +21,7 @@ from personalign.contracts import UserError
 
 EXAMPLES = """
 personalign validate memory=bm25 generation=retrieval_prompt    one composition
-personalign validate my_experiment.yaml seed=1                  an experiment file, with overrides
+personalign validate experiments/pad.yaml seed=1                an experiment file, with overrides
 personalign validate sweeps/demo.yaml                           every cell of a grid
 personalign validate --all                                      all that ships: files, cells, choices
 personalign validate my_users/                                  a folder of users, histories, pairs, requests

@@ -41,9 +41,7 @@ def split_of(prompt: str, *, validation: float, test: float, seed: int) -> Split
 def check_fractions(validation: float, test: float) -> None:
     """Raise UserError when validation and test take more than all."""
     if validation + test > 1 + 1e-9:
-        raise UserError(
-            f"data.validation={validation} and data.test={test} add up to more than 1: lower one of them"
-        )
+        raise UserError(f"data.validation={validation} and data.test={test} add up to more than 1: lower one of them")
 
 
 def check_splits(found: Collection[str], fractions: Mapping[str, float], prompts: int) -> None:

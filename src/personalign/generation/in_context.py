@@ -23,9 +23,7 @@ class InContext(Prompted):
     paper = "arXiv 2005.14165; arXiv 2503.17003, section 4.2"
     node = "personalized generation / prompting / implicit injection"
 
-    def __init__(
-        self, *, form: Literal["turns", "message"], template: str, example: str, budget: PositiveInt
-    ) -> None:
+    def __init__(self, *, form: Literal["turns", "message"], template: str, example: str, budget: PositiveInt) -> None:
         self._form = form
         self._template = checked(template, ("examples",), ("request",))
         self._example = checked(example, ("prompt", "chosen"), ("rejected",))

@@ -57,7 +57,7 @@ def collect(path: str | Path, baseline: str | None = None) -> Results:
     folder = folder.parent if folder.name in ("sweep.json", "record.json") else folder
     if not folder.is_dir():
         raise UserError(f"{path}: no such folder; give a run folder, a sweep folder or a folder of runs")
-    sweep = _sweep(folder)
+    sweep = read_sweep(folder)
     found = list(_cells(folder, sweep)) if sweep else [_lone(run) for run in _runs(folder)]
     if not found:
         raise UserError(f"{path} holds no run and no sweep: there is no record.json and no sweep.json in it")
@@ -125,7 +125,8 @@ def _runs(folder: Path) -> list[RunDir]:
     return sorted(runs, key=lambda run: (str(run.details().get("created")), run.identity))
 
 
-def _sweep(folder: Path) -> Sweep | None:
+def read_sweep(folder: Path) -> Sweep | None:
+    """What sweep.json of a folder says; None where there is none. Raises UserError where it is damaged."""
     path = folder / "sweep.json"
     if not path.is_file():
         return None

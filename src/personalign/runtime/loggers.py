@@ -1,0 +1,72 @@
+"""Where curves, figures and answers are sent besides the run directory: a CSV file or Weights & Biases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+
+# How the answers of a run are shown in W&B: one row each.
+COLUMNS = ("user", "request", "prompt", "text", "reward")
+
+
+def make_logger(cfg: Mapping[str, Any], folder: Path, name: str) -> Logger | None:
+    """The logger of a composition, writing into the run's folder; None for kind none.
+
+    In W&B a run is grouped by the data and model that it shares with others, and tagged by its parts.
+    """
+    settings, choices = cfg["logger"], cfg["choices"]
+    if settings["kind"] == "none":
+        return None
+    if settings["kind"] == "csv":
+        return CSVLogger(save_dir=folder, name="", version="csv")
+    tags = [f"{group}={_text(choice)}" for group, choice in choices.items() if _text(choice) not in ("", "none")]
+    folder.mkdir(parents=True, exist_ok=True)
+    return WandbLogger(
+        name=name,
+        project=settings["project"],
+        entity=settings["entity"],
+        save_dir=folder,
+        offline=settings["offline"],
+        group=f"{choices['data']}/{choices['model']}",
+        tags=[tag[:64] for tag in tags],
+        config=dict(cfg),
+    )
+
+
+def _text(choice: Any) -> str:
+    return "+".join(choice) if isinstance(choice, list) else str(choice or "")
+
+
+def log_result(
+    logger: Logger | None, record: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], run: Path
+) -> None:
+    """Send what a finished run came to: figures with their intervals, the answers, the record; then close."""
+    if logger is None:
+        return
+    figures = record["metrics"]
+    values = {f"{name}/{part}": f[part] for name, f in figures.items() for part in ("low", "high")}
+    values |= {name: figure["value"] for name, figure in figures.items()}
+    if isinstance(logger, WandbLogger):
+        _to_wandb(logger.experiment, values, record, answers, folder)
+    else:
+        logger.log_metrics(values)
+        logger.save()
+    logger.finalize("success")
+
+
+def _to_wandb(
+    run: Any, values: Mapping[str, float], record: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], folder: Path
+) -> None:
+    import wandb
+
+    run.summary.update({**values, **{f"seconds/{k}": v for k, v in record["cost"]["seconds"].items()}})
+    rows = [[a["user"], a["request"], a["prompt"], a["text"], (a["truth"] or {}).get("total")] for a in answers]
+    run.log({"answers": wandb.Table(columns=list(COLUMNS), data=rows)})
+    artifact = wandb.Artifact(f"record-{record['identity']}", type="record")
+    artifact.add_file(str(folder / "record.json"))
+    artifact.add_file(str(folder / "answers.jsonl"))
+    run.log_artifact(artifact)
+    wandb.finish()

@@ -1,0 +1,80 @@
+"""What a run leaves in W&B's offline file and in the CSV file, read back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from personalign import Experiment, compose
+
+SMALL = [
+    "model=tiny",
+    "precision=fp32",
+    "sampling.max_new_tokens=4",
+    "requests.limit=2",
+    "requests.pairs=1",
+    "data.users=4",
+    "data.pool=shipped",
+    "alignment=dpo",
+    "alignment.dpo.steps=2",
+]
+
+
+def run(tmp_path: Path, logger: str) -> tuple[dict[str, Any], Path]:
+    record = Experiment(compose([*SMALL, f"paths.runs={tmp_path}", f"logger={logger}"])).run()
+    return record, tmp_path / record["identity"]
+
+
+def entries(path: Path) -> list[Any]:
+    """The records of an offline run file, through W&B's own reader."""
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    store = DataStore()
+    store.open_for_scan(str(path))
+    found = []
+    while (data := store.scan_data()) is not None:
+        entry = wandb_internal_pb2.Record()
+        entry.ParseFromString(data)
+        found.append(entry)
+    return found
+
+
+def test_the_offline_run_file_holds_config_curves_summary_answers_and_artifact(tmp_path: Path) -> None:
+    record, folder = run(tmp_path, "wandb_offline")
+    files = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len(files) == 1
+    found = entries(files[0])
+    start = next(e.run for e in found if e.WhichOneof("record_type") == "run")
+    assert start.run_group == "exact_users/tiny" and start.display_name == record["name"]
+    assert {"generation=plain", "alignment=dpo"} <= set(start.tags)
+    config = {item.key: json.loads(item.value_json) for item in start.config.update}
+    assert config["seed"] == 0 and config["alignment"]["dpo"]["steps"] == 2
+    history = {i.key or "/".join(i.nested_key) for e in found if e.HasField("history") for i in e.history.item}
+    assert any(key.endswith("loss") for key in history) and "answers" in history
+    summary = {
+        i.key or "/".join(i.nested_key): json.loads(i.value_json)
+        for e in found
+        if e.HasField("summary")
+        for i in e.summary.update
+    }
+    assert summary["reward"] == pytest.approx(record["metrics"]["reward"]["value"])
+    assert summary["reward/low"] == pytest.approx(record["metrics"]["reward"]["low"])
+    assert any(e.HasField("request") and e.request.HasField("log_artifact") for e in found) or any(
+        e.HasField("artifact") for e in found
+    )
+
+
+def test_the_csv_file_holds_the_curve_and_the_figures(tmp_path: Path) -> None:
+    record, folder = run(tmp_path, "csv")
+    header, *rows = (folder / "csv" / "metrics.csv").read_text().splitlines()
+    assert "reward" in header.split(",") and any("loss" in name for name in header.split(","))
+    assert len(rows) >= 3
+
+
+def test_the_logger_changes_no_identity(tmp_path: Path) -> None:
+    identities = {Experiment(compose([*SMALL, f"logger={kind}"])).dir.identity for kind in ("none", "csv", "wandb")}
+    assert len(identities) == 1
