@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -11,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from personalign.composition.compose import compose
+from personalign.composition.identity import identity
+from personalign.runtime.rundir import RunDir
 
 Command = Callable[..., Any]
 
@@ -147,3 +152,17 @@ def test_a_damaged_record_is_named_with_the_remedy(personalign: Command, small: 
         said = personalign(*words)
         assert said.code == 2
         assert f"{record} is damaged" in said.err and "again" in said.err
+
+
+def test_two_runs_on_one_directory_are_kept_apart(personalign: Command, small: tuple[str, ...]) -> None:
+    place = RunDir("runs", identity(compose(small)))
+    with place.lock():
+        said = personalign("run", *small)
+        assert said.code == 2
+        assert f"the run {place.path} is in use by process {os.getpid()}" in said.err
+        place.set_status("running")
+        Path("grid.yaml").write_text(json.dumps({"base": list(small), "rows": {"only": []}}))
+        said = personalign("sweep", "grid.yaml")
+        assert (said.code, "[1/1] another process is computing it" in said.out) == (0, True)
+    assert not (place.path / "record.json").exists()
+    assert personalign("run", *small).code == 0

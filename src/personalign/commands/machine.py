@@ -73,7 +73,7 @@ def model(cache: Path) -> Check:
     if not folder.is_dir():
         return Check("model", False, f"{assets.EMBEDDED} has not been fetched", "personalign model fetch")
     if damaged := assets.damage(folder):
-        return Check("model", False, f"{folder}: damaged: {', '.join(damaged)}", "personalign model fetch")
+        return Check("model", False, f"damaged: {', '.join(damaged)}", f"remove {folder}, then personalign model fetch")
     return Check("model", True, f"{assets.EMBEDDED} in {folder}")
 
 

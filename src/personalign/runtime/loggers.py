@@ -41,7 +41,7 @@ def _text(choice: Any) -> str:
 
 
 def log_result(
-    logger: Logger | None, record: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], run: Path
+    logger: Logger | None, record: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], folder: Path
 ) -> None:
     """Send what a finished run came to: figures with their intervals, the answers, the record; then close."""
     if logger is None:
