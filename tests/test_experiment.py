@@ -69,7 +69,7 @@ def test_the_record_s_reward_is_that_of_the_text(tmp_path: Path) -> None:
 
 def test_a_finished_run_is_read_and_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Experiment(config(tmp_path)).run()
-    monkeypatch.setattr(Experiment, "_compute", lambda self: pytest.fail("computed again"))
+    monkeypatch.setattr(Experiment, "_all_ranks", lambda self: pytest.fail("computed again"))
     assert lasting(Experiment(config(tmp_path)).run()) == lasting(first)
 
 
@@ -149,3 +149,14 @@ def test_a_run_that_failed_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(RuntimeError):
         experiment.run()
     assert experiment.dir.status() == "failed" and "on fire" in experiment.dir.details()["error"]
+
+
+def test_a_gpu_that_is_not_there_is_said_plainly(tmp_path: Path) -> None:
+    import torch
+
+    from personalign.contracts import UserError
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match="needs a GPU that torch can use"):
+        Experiment(config(tmp_path, "trainer=gpu")).run()

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
@@ -21,6 +22,7 @@ from personalign.composition.identity import identity, label
 from personalign.judging import ANSWERS, judge
 from personalign.runtime.files import read_jsonl
 from personalign.runtime.fitting import Fitting
+from personalign.runtime.launch import run_ranks
 from personalign.runtime.loggers import log_result, make_logger
 from personalign.runtime.provenance import provenance
 from personalign.runtime.rundir import RunDir
@@ -58,17 +60,27 @@ class Experiment:
         with self.dir.lock():
             self.dir.set_status("running")
             try:
-                record = self._compute()
+                self._all_ranks()
             except Exception as error:
                 self.dir.set_status("failed", f"{type(error).__name__}: {error}")
                 raise
-            self.dir.write_record(record)
-            log_result(self.logger, record, list(read_jsonl(self.dir.path / ANSWERS)), self.dir.path)
             self.dir.set_status("done")
+        record = self.dir.record()
+        assert record is not None, "rank 0 writes the record"
         return record
 
-    def _compute(self) -> dict[str, Any]:
+    def _all_ranks(self) -> None:
+        """The work in this process, or in as many as the trainer says."""
+        if self.cfg.trainer.devices == 1:
+            self.work(0, 1)
+        else:
+            run_ranks("personalign.worker", self.dir.path, self.cfg.trainer.devices)
+
+    def work(self, rank: int, ranks: int) -> None:
+        """This rank's part: every rank learns and answers its share, then rank 0 measures and writes the record."""
         seed_everything(self.cfg.seed)
+        together(self.cfg.trainer.process_group_backend, ranks)
+        mine = RunDir(self.dir.path.parent, self.dir.identity, rank)
         system = System(self.cfg)
         with self._timed("memory"):
             system.prepare()
@@ -76,10 +88,15 @@ class Experiment:
             training = self._align(system)
         requests = system.requests()
         with self._timed("generation"):
-            answer(system, self.dir, requests)
-        with self._timed("evaluation"):
-            figures = judge(system, self.dir, requests)
-        return self._record(system, figures, training)
+            answer(system, mine, requests, rank, ranks)
+            wait_for_all(ranks)
+        if rank == 0:
+            with self._timed("evaluation"):
+                figures = judge(system, mine, requests)
+            record = self._record(system, figures, training)
+            mine.write_record(record)
+            log_result(self.logger, record, list(read_jsonl(mine.path / ANSWERS)), mine.path)
+        wait_for_all(ranks)
 
     def _align(self, system: System) -> dict[str, dict[str, float]]:
         """Run the stages in their order; each writes adapters and heads by name into the policy."""
@@ -147,6 +164,18 @@ class Experiment:
         path = Path(run)
         cfg = RunDir(path.parent, path.name).config()
         return cls(recompose(cfg, [*overrides, f"source={path.absolute()}"]))
+
+
+def together(backend: str | None, ranks: int) -> None:
+    """Join the other ranks of this run, if there are any."""
+    if ranks > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group(backend or "gloo")
+
+
+def wait_for_all(ranks: int) -> None:
+    """Go on when every rank has come here."""
+    if ranks > 1:
+        torch.distributed.barrier()
 
 
 def _is_oracle(cfg: DictConfig) -> bool:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from personalign.composition.build import build, build_many
-from personalign.contracts import Boundary, Data, Evaluation, Feedback, Generation, Memory, Reward, Stage
+from personalign.contracts import (
+    Boundary,
+    Data,
+    Evaluation,
+    Feedback,
+    Generation,
+    Memory,
+    Part,
+    Reward,
+    Stage,
+    UserError,
+)
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
 from personalign.policy.policy import Policy
@@ -29,7 +42,19 @@ def load_policy(cfg: DictConfig) -> Policy:
         _loaded[key] = build(cfg.model).build(Path(cfg.paths.cache).expanduser(), cfg.precision)
     policy = _loaded[key]
     policy.reset()
+    policy.model.to(_device(cfg.trainer.accelerator))
     return policy
+
+
+def _device(accelerator: str) -> torch.device:
+    """Where this process computes. Raises UserError when a GPU is asked for and there is none."""
+    if accelerator == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"trainer.accelerator={accelerator} needs a GPU that torch can use, and there is none: trainer=cpu"
+        )
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 class System:
@@ -62,11 +87,17 @@ class System:
 
     def prepare(self) -> None:
         """Tie the parts together and let memory take in every user's history."""
+        self.data.require(self._needs())
         self.data.bind(self.truth, self.sample)
         for user in self.data.users():
             for event in self.data.events(user):
                 for memory in self.memory:
                     memory.observe(event)
+
+    def _needs(self) -> list[str]:
+        """What the chosen parts need of each other, for data whose files may lack what they could hold."""
+        parts: list[Part] = [*self.memory, self.generation, *self.stages.values(), self.boundary, self.evaluation]
+        return sorted({need for part in parts for need in part.needs})
 
     def learned(self) -> None:
         """After the policy has changed: recall afresh, and let the rewards read it."""

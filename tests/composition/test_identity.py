@@ -75,3 +75,14 @@ def test_labels(house: Path) -> None:
     assert label(compose()) == "plain"
     assert label(compose(BASE)) == "steer + stance + keep + train"
     assert label(compose([*BASE, "name=PAD"])) == "PAD"
+
+
+def test_an_edited_data_file_is_another_run(tmp_path: Path) -> None:
+    from personalign.composition.compose import compose
+
+    (tmp_path / "users.jsonl").write_text('{"id": "a"}\n', encoding="utf-8")
+    words = ["data=jsonl", f"data.path={tmp_path}", "reward@truth=none", "reward@guide=none"]
+    before = identity(compose(words))
+    assert identity(compose(words)) == before
+    (tmp_path / "users.jsonl").write_text('{"id": "b"}\n', encoding="utf-8")
+    assert identity(compose(words)) != before

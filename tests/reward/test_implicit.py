@@ -55,3 +55,19 @@ def test_many_requests_at_once_equal_one_by_one(adapted: Policy) -> None:
     alone = [reward.score(r, UserState(), TEXTS) for r in requests]
     for a, b in zip(together, alone, strict=True):
         assert [s.total for s in a] == pytest.approx([s.total for s in b], abs=1e-3)
+
+
+def test_a_stream_with_a_head_is_read_through_it(tiny: Policy) -> None:
+    """PAD as released maps the last hidden state before the vocabulary; an identity map changes nothing."""
+    plain = (Chat(REQUEST.messages),)
+    linear = torch.nn.Linear(32, 32, bias=False)
+    tiny.heads["pad"] = linear
+    reward = Implicit(beta=1.0)
+    reward.bind(tiny, lambda request: Plan((Stream(plain, 1.0, (), "pad"),)))
+    with torch.no_grad():
+        linear.weight.copy_(torch.eye(32))
+        same = reward.score(REQUEST, UserState(), TEXTS)
+        linear.weight.mul_(2.0)
+        sharper = reward.score(REQUEST, UserState(), TEXTS)
+    assert [s.total for s in same] == pytest.approx([0.0, 0.0], abs=1e-4)
+    assert all(abs(s.total) > 0.1 for s in sharper)

@@ -69,7 +69,7 @@ def test_the_offline_run_file_holds_config_curves_summary_answers_and_artifact(t
 
 
 def test_the_csv_file_holds_the_curve_and_the_figures(tmp_path: Path) -> None:
-    record, folder = run(tmp_path, "csv")
+    _, folder = run(tmp_path, "csv")
     header, *rows = (folder / "csv" / "metrics.csv").read_text().splitlines()
     assert "reward" in header.split(",") and any("loss" in name for name in header.split(","))
     assert len(rows) >= 3

@@ -10,6 +10,8 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from personalign.runtime.files import sha256
+
 PARTS = ("data", "model", "memory", "generation", "guide", "truth", "alignment", "feedback", "query")
 DETERMINING = (*PARTS, "boundary", "evaluation", "seed", "precision", "sampling", "requests", "rounds")
 
@@ -24,7 +26,18 @@ def identity(cfg: DictConfig) -> str:
     kept = {key: _plain(tree.get(key), key, str(tree["paths"]["cache"])) for key in DETERMINING}
     if tree["source"] is not None:
         kept["source"] = Path(tree["source"]).name  # a run's folder is named by its own identity
+    if files := _files(tree["data"]):
+        kept["files"] = files
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _files(data: Mapping[str, Any]) -> list[str]:
+    """Content hashes of the user's own data files: an edited file is another experiment."""
+    path = Path(str(data.get("path") or "")).expanduser()
+    if not data.get("path") or not path.exists():
+        return []
+    found = [path] if path.is_file() else sorted(p for p in path.rglob("*.json*") if p.is_file())
+    return [sha256(p) for p in found]
 
 
 def _plain(value: Any, key: str, cache: str) -> Any:

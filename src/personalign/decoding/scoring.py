@@ -10,8 +10,11 @@ from personalign.policy.logprobs import Branches, score_answers
 from personalign.policy.policy import Policy
 from personalign.types import Deltas, Plan
 
-# One stream's reading of one answer: prompt, answer, deltas.
-_Key = tuple[tuple[int, ...], tuple[int, ...], Deltas]
+# One stream's reading of one answer: prompt, answer, deltas, head.
+_Key = tuple[tuple[int, ...], tuple[int, ...], Deltas, str | None]
+
+# Answers behind one prompt that are read in one row.
+BRANCHES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,32 +31,35 @@ def score_readings(
 ) -> list[float]:
     """sum_j c_j sum_t log p_j(y_t | prompt_j, y_<t) of every reading, in nats.
 
-    What several readings share (a prompt and an answer under the same deltas) is computed once. Streams with a
-    head are not supported: raises ValueError. `on_done` is told how many tokens were read.
+    What several readings share (a prompt and an answer under the same deltas and head) is computed once.
+    `on_done` is told how many tokens were read.
     """
-    wanted: dict[Deltas, dict[_Key, None]] = {}
+    wanted: dict[tuple[Deltas, str | None], dict[_Key, None]] = {}
     terms: list[list[tuple[float, _Key]]] = []
     for reading in readings:
         terms.append([])
         for stream in reading.plan.simplified().streams:
-            if stream.head is not None:
-                raise ValueError("answers are not scored through a head")
             if stream.weight and reading.answer:
                 prompt = prompt_ids(policy, stream)
                 check_length(policy, reading.name, len(prompt), len(reading.answer))
-                key = (prompt, reading.answer, stream.deltas)
-                wanted.setdefault(stream.deltas, {})[key] = None
+                key = (prompt, reading.answer, stream.deltas, stream.head)
+                wanted.setdefault((stream.deltas, stream.head), {})[key] = None
                 terms[-1].append((stream.weight, key))
     sums: dict[_Key, float] = {}
-    for deltas, keys in wanted.items():
-        sums |= _sums(policy, deltas, list(keys), on_done)
+    for (deltas, head), keys in wanted.items():
+        answers: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+        for prompt, answer, _, _ in keys:
+            answers.setdefault(prompt, []).append(answer)
+        rows = [Branches(prompt, tuple(some)) for prompt, all_ in answers.items() for some in batched(all_, BRANCHES)]
+        with policy.using(deltas):
+            scored = score_answers(policy, rows, head=head)
+        for row, logps in zip(rows, scored, strict=True):
+            for answer, logp in zip(row.answers, logps, strict=True):
+                sums[row.prompt, answer, deltas, head] = float(logp.sum())
+        if on_done:
+            on_done(sum(row.length for row in rows))
     return [sum(weight * sums[key] for weight, key in term) for term in terms]
 
 
-def _sums(policy: Policy, deltas: Deltas, keys: list[_Key], on_done: Callable[[int], None] | None) -> dict[_Key, float]:
-    rows = [Branches(prompt, (answer,)) for prompt, answer, _ in keys]
-    with policy.using(deltas):
-        scored = score_answers(policy, rows)
-    if on_done:
-        on_done(sum(row.length for row in rows))
-    return {key: float(answers[0].sum()) for key, answers in zip(keys, scored, strict=True)}
+def batched(items: list[tuple[int, ...]], size: int) -> list[list[tuple[int, ...]]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
