@@ -7,18 +7,19 @@ from itertools import islice
 
 import pytest
 
-from personalign.alignment.batches import Limits, MicroBatches, answer_ids, encode, ended
+from personalign.alignment.batches import Item, Limits, MicroBatches, answer_ids, encode, ended
 from personalign.contracts import UserError
 from personalign.policy.policy import Policy
 from personalign.runtime.fitting import Shard
 from personalign.types import Message, Pair, Request
 
 LENGTHS = {"a": [9, 3, 7, 5, 1, 8, 2], "b": [4, 4, 4]}
+ITEMS = {group: [Item(length, i) for i, length in enumerate(some)] for group, some in LENGTHS.items()}
 
 
 def loader(rank: int = 0, world: int = 1, micro: int = 4, seed: int = 0, steps: int = 5) -> MicroBatches:
     shard = Shard(rank, world, micro, 4 // world // micro)
-    return MicroBatches(LENGTHS, shard, batch_size=4, steps=steps, seed=seed)
+    return MicroBatches(ITEMS, shard, batch_size=4, steps=steps, seed=seed)
 
 
 @pytest.mark.parametrize(
@@ -77,13 +78,25 @@ def test_the_rows_of_a_step_do_not_depend_on_how_it_is_shared() -> None:
 
 
 def test_a_group_is_drawn_the_same_with_and_without_others() -> None:
-    alone = MicroBatches({"b": LENGTHS["b"]}, Shard(0, 1, 4, 1), batch_size=4, steps=5, seed=0)
+    alone = MicroBatches({"b": ITEMS["b"]}, Shard(0, 1, 4, 1), batch_size=4, steps=5, seed=0)
     assert [one["b"] for one in alone] == [one["b"] for one in loader()]
 
 
 def test_rows_of_like_length_come_together() -> None:
     (step, *_) = loader()
     assert [LENGTHS["a"][row] for row in step["a"]] == sorted(LENGTHS["a"][row] for row in step["a"])
+
+
+def test_rows_about_the_same_come_together_in_an_order_that_the_epoch_gives() -> None:
+    about = ["x", "y", "x", "z", "y", "w", "z", "w"]
+    items = {"g": [Item(1, one) for one in about]}
+    steps = [
+        [about[row] for row in step["g"]]
+        for step in MicroBatches(items, Shard(0, 1, 2, 1), batch_size=2, steps=16, seed=0)
+    ]
+    assert all(first == second for first, second in steps)
+    epochs = [tuple(first for first, _ in steps[i : i + 4]) for i in range(0, 16, 4)]
+    assert all(sorted(epoch) == ["w", "x", "y", "z"] for epoch in epochs) and len(set(epochs)) > 1
 
 
 def test_it_goes_on_where_it_was(policy: Policy) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from personalign.alignment.hidden_head import PadHiddenHead
 from personalign.alignment.pad import Pad, adapter_names, contrasting, occurring
 from personalign.alignment.sft import SFT
 from personalign.alignment.stance_head import PadStanceHead, feature_margins, said
-from personalign.alignment.training import spread
+from personalign.alignment.training import share
 from personalign.contracts import UserError
 from personalign.policy import lora
 from personalign.policy.heads import HiddenHead, StanceHead
@@ -245,9 +246,14 @@ def test_no_gpu_is_one_plain_message(
         DPO(**dpo_values).fit(policy, given(pairs), render, make_fitting(trainer=trainer))
 
 
-def test_a_limit_takes_a_part_from_everywhere() -> None:
-    assert spread(list(range(10)), 4) == [0, 2, 5, 7]
-    assert spread([1, 2], 4) == [1, 2] == spread([1, 2], None)
+def test_a_limit_takes_from_all_users_in_turn(pairs: list[Pair]) -> None:
+    def of(user: str, number: int) -> Pair:
+        return replace(pairs[0], id=f"{user}{number}", request=replace(pairs[0].request, user=user))
+
+    many = [of("a", i) for i in range(5)] + [of("b", 0)] + [of("c", i) for i in range(3)]
+    assert [pair.id for pair in share(many, 5)] == ["a0", "a1", "b0", "c0", "c1"]
+    assert [pair.id for pair in share(many, 7)] == ["a0", "a1", "a2", "b0", "c0", "c1", "c2"]
+    assert share(many, None) == many == share(many, 100)
 
 
 def statement(user: str, text: str, time: float = 1.0) -> Event:

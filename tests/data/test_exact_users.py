@@ -209,6 +209,13 @@ def test_without_noise_the_chosen_answer_is_truly_better(kind: str) -> None:
         assert state.stance is not None and state.stance.dot(pair.labels) >= 0.499
 
 
+def test_opposed_users_judge_the_same_answers() -> None:
+    data = users(users=2, held_out=0, active=["warmth"], min_gap=1.0)
+    mine, other = ([p for p in data.pairs("train") if p.request.user == user] for user in data.users())
+    assert [p.request.messages for p in mine] == [p.request.messages for p in other]
+    assert [(p.chosen, p.rejected) for p in mine] == [(p.rejected, p.chosen) for p in other]
+
+
 def test_more_pairs_than_prompts_are_different_pairs() -> None:
     few = {"users": 1, "held_out": 0, "train_prompts": 6, "history": 2, "pairs_per_user": 40}
     pairs = users(**few, min_gap=0.2).pairs("train")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from personalign.contracts import Render, UserError
@@ -66,18 +66,28 @@ def encode(policy: Policy, pairs: Sequence[Pair], render: Render, limits: Limits
     return rows
 
 
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What a batch knows of a row: its length in tokens, and what it is about (see `MicroBatches`)."""
+
+    length: int
+    about: Hashable
+
+
 class MicroBatches:
     """The micro-batches of a whole training, in order, for one process: {group: indices of its rows}.
 
     Every step takes `batch_size` rows of each group; a group is run through in an order that the seed, its name
-    and the epoch give. The rows of a step are the same whatever the number of processes and the size of a
-    micro-batch. `state_dict` is the position, so that training resumes in the middle.
+    and the epoch give. Rows about the same come one behind the other: where users of opposite opinion judge the
+    same two answers, what they agree in cancels out of the step, and what is left is how they differ. The rows of
+    a step are the same whatever the number of processes and the size of a micro-batch. `state_dict` is the
+    position, so that training resumes in the middle.
     """
 
     def __init__(
-        self, lengths: Mapping[str, Sequence[int]], shard: Shard, *, batch_size: int, steps: int, seed: int
+        self, items: Mapping[str, Sequence[Item]], shard: Shard, *, batch_size: int, steps: int, seed: int
     ) -> None:
-        self.lengths, self.shard, self.batch_size, self.steps, self.seed = lengths, shard, batch_size, steps, seed
+        self.items, self.shard, self.batch_size, self.steps, self.seed = items, shard, batch_size, steps, seed
         self.position = 0
 
     def __len__(self) -> int:
@@ -89,20 +99,23 @@ class MicroBatches:
             self.position += 1
             start = (part * self.shard.world + self.shard.rank) * self.shard.micro
             micro = slice(start, start + self.shard.micro)
-            yield {group: self.rows(group, step)[micro] for group in self.lengths}
+            yield {group: self.rows(group, step)[micro] for group in self.items}
 
     def rows(self, group: str, step: int) -> list[int]:
         """The rows of a step, of all processes; sorted by length, so that a micro-batch is padded little."""
-        lengths = self.lengths[group]
+        items = self.items[group]
         places = range(step * self.batch_size, (step + 1) * self.batch_size)
-        orders = {p // len(lengths): self._order(group, p // len(lengths)) for p in places}
-        rows = [orders[p // len(lengths)][p % len(lengths)] for p in places]
-        return sorted(rows, key=lambda row: (lengths[row], row))
+        orders = {p // len(items): self._order(group, p // len(items)) for p in places}
+        rows = [orders[p // len(items)][p % len(items)] for p in places]
+        return sorted(rows, key=lambda row: (items[row].length, row))
 
     def _order(self, group: str, epoch: int) -> list[int]:
-        order = list(range(len(self.lengths[group])))
-        random.Random(derive(self.seed, group, str(epoch))).shuffle(order)
-        return order
+        about: dict[Hashable, list[int]] = {}
+        for row, item in enumerate(self.items[group]):
+            about.setdefault(item.about, []).append(row)
+        together = list(about.values())
+        random.Random(derive(self.seed, group, str(epoch))).shuffle(together)
+        return [row for rows in together for row in rows]
 
     def state_dict(self) -> dict[str, int]:
         return {"position": self.position}

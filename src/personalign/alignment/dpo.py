@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from personalign.alignment.batches import Limits, encode
+from personalign.alignment.batches import Item, Limits, encode
 from personalign.alignment.learner import Recipe
-from personalign.alignment.preference import Preference, lengths, references
+from personalign.alignment.preference import Preference, items, references
 from personalign.alignment.trainees import Adapters
-from personalign.alignment.training import Lesson, nonempty, spread, train
+from personalign.alignment.training import Lesson, nonempty, share, train
 from personalign.contracts import Data, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Render, Stage
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.reference import fingerprint
@@ -71,12 +71,12 @@ class DPO(Stage):
     def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
         before = policy.spec.aligned
         after = (*before, (self.adapter, 1.0))
-        pairs = spread(nonempty(data.pairs("train"), self.adapter), self.pairs)
+        pairs = share(nonempty(data.pairs("train"), self.adapter), self.pairs)
         rows = {self.adapter: encode(policy, pairs, render, self.limits)}
 
-        def prepare() -> tuple[Preference, dict[str, list[int]]]:
+        def prepare() -> tuple[Preference, dict[str, list[Item]]]:
             reference = references(policy, rows, before, fitting.cache)
-            return Preference(policy, rows, reference, {self.adapter: after}, self.beta), lengths(rows)
+            return Preference(policy, rows, reference, {self.adapter: after}, self.beta), items(rows)
 
         content = ["dpo", fingerprint(policy, before), self.adapters, self.beta, rows]
         lesson = Lesson(title=self.adapter, trainee=self.adapters, content=content, recipe=self.recipe, prepare=prepare)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from personalign.alignment.batches import Limits, encode
+from personalign.alignment.batches import Item, Limits, encode
 from personalign.alignment.learner import Recipe
-from personalign.alignment.preference import Preference, lengths, references
+from personalign.alignment.preference import Preference, items, references
 from personalign.alignment.trainees import Head
-from personalign.alignment.training import Lesson, nonempty, spread, train
+from personalign.alignment.training import Lesson, nonempty, share, train
 from personalign.contracts import Data, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Render, Stage
 from personalign.policy.heads import HiddenHead
 from personalign.policy.reference import fingerprint
@@ -64,12 +64,12 @@ class PadHiddenHead(Stage):
 
     def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
         aligned = policy.spec.aligned
-        pairs = spread(nonempty(data.pairs("train"), HEAD), self.pairs)
+        pairs = share(nonempty(data.pairs("train"), HEAD), self.pairs)
         rows = {HEAD: encode(policy, pairs, render, self.limits)}
 
-        def prepare() -> tuple[Preference, dict[str, list[int]]]:
+        def prepare() -> tuple[Preference, dict[str, list[Item]]]:
             reference = references(policy, rows, (), fitting.cache)
-            return Preference(policy, rows, reference, {HEAD: aligned}, self.beta, HEAD), lengths(rows)
+            return Preference(policy, rows, reference, {HEAD: aligned}, self.beta, HEAD), items(rows)
 
         content = ["hidden head", fingerprint(policy, aligned), self.beta, rows]
         trainee = Head(HEAD, HiddenHead(policy.embedding.embedding_dim))

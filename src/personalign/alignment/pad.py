@@ -8,9 +8,9 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Literal
 
-from personalign.alignment.batches import Limits, encode
+from personalign.alignment.batches import Item, Limits, encode
 from personalign.alignment.learner import Recipe
-from personalign.alignment.preference import Preference, lengths, references
+from personalign.alignment.preference import Preference, items, references
 from personalign.alignment.trainees import Adapters
 from personalign.alignment.training import Lesson, nonempty, train
 from personalign.contracts import (
@@ -94,9 +94,9 @@ class Pad(Stage):
         }
         deltas = {d: ((names[d], 1.0),) for d in dimensions}
 
-        def prepare() -> tuple[Preference, dict[str, list[int]]]:
+        def prepare() -> tuple[Preference, dict[str, list[Item]]]:
             reference = references(policy, rows, (), fitting.cache)
-            return Preference(policy, rows, reference, deltas, self.beta), lengths(rows)
+            return Preference(policy, rows, reference, deltas, self.beta), items(rows)
 
         adapters = Adapters(tuple(names.values()), self.config, self.depth)
         content = ["pad", fingerprint(policy, ()), adapters, self.beta, rows]

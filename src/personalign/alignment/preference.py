@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from personalign.alignment.batches import Indices
+from personalign.alignment.batches import Indices, Item
 from personalign.alignment.losses import dpo_loss, margins, sft_loss
 from personalign.policy.logprobs import Branches, answer_logprobs
 from personalign.policy.policy import Policy
@@ -18,9 +18,9 @@ from personalign.types import Deltas
 Rows = Mapping[str, Sequence[Branches]]
 
 
-def lengths(rows: Rows) -> dict[str, list[int]]:
-    """Tokens of every row, by group."""
-    return {group: [row.length for row in some] for group, some in rows.items()}
+def items(rows: Rows) -> dict[str, list[Item]]:
+    """Every row by group; rows with the same answers are about the same, whatever stands before them."""
+    return {group: [Item(row.length, frozenset(row.answers)) for row in some] for group, some in rows.items()}
 
 
 def references(policy: Policy, rows: Rows, deltas: Deltas, cache: Path) -> dict[str, Tensor]:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 from personalign.alignment.batches import Limits, encode
 from personalign.alignment.learner import Recipe
-from personalign.alignment.preference import Imitation, lengths
+from personalign.alignment.preference import Imitation, items
 from personalign.alignment.trainees import Adapters
-from personalign.alignment.training import Lesson, nonempty, spread, train
+from personalign.alignment.training import Lesson, nonempty, share, train
 from personalign.contracts import Data, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Render, Stage
 from personalign.policy.logprobs import Branches
 from personalign.policy.lora import LoRAConfig
@@ -68,12 +68,12 @@ class SFT(Stage):
     def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
         before = policy.spec.aligned
         after = (*before, (self.adapter, 1.0))
-        pairs = spread(nonempty(data.pairs("train"), self.adapter), self.pairs)
+        pairs = share(nonempty(data.pairs("train"), self.adapter), self.pairs)
         encoded = encode(policy, pairs, render, self.limits)
         rows = list(dict.fromkeys(Branches(row.prompt, row.answers[:1]) for row in encoded))
 
         def prepare() -> tuple[Imitation, dict[str, list[int]]]:
-            return Imitation(policy, rows, after), lengths({self.adapter: rows})
+            return Imitation(policy, rows, after), items({self.adapter: rows})
 
         content = ["sft", fingerprint(policy, before), self.adapters, rows]
         lesson = Lesson(title=self.adapter, trainee=self.adapters, content=content, recipe=self.recipe, prepare=prepare)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from personalign.alignment.batches import Indices, Limits, encode
+from personalign.alignment.batches import Indices, Item, Limits, encode
 from personalign.alignment.learner import Recipe
 from personalign.alignment.losses import margins, pad_loss
 from personalign.alignment.trainees import Head
-from personalign.alignment.training import Lesson, nonempty, spread, train
+from personalign.alignment.training import Lesson, nonempty, share, train
 from personalign.contracts import (
     Data,
     Fraction,
@@ -76,23 +76,23 @@ class PadStanceHead(Stage):
         )
 
     def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
-        told = [(pair, said(data, pair)) for pair in nonempty(data.pairs("train"), HEAD)]
-        chosen = spread([(pair, text) for pair, text in told if text is not None], self.pairs)
+        told = {pair.id: text for pair in nonempty(data.pairs("train"), HEAD) if (text := said(data, pair)) is not None}
+        chosen = share([pair for pair in data.pairs("train") if pair.id in told], self.pairs)
         if not chosen:
             raise UserError(
                 "no user with training pairs stated a preference, which the stance head is trained on: "
                 "choose data with statements, or memory=stance_stated without alignment=pad_stance_head"
             )
-        rows = encode(policy, [pair for pair, _ in chosen], render, self.limits)
-        texts = [text for _, text in chosen]
+        rows = encode(policy, chosen, render, self.limits)
+        texts = [told[pair.id] for pair in chosen]
         head = StanceHead(tuple(policy.spec.features), policy.embedding.embedding_dim)
 
-        def prepare() -> tuple[Stances, dict[str, list[int]]]:
+        def prepare() -> tuple[Stances, dict[str, list[Item]]]:
             embeddings = {text: embed(policy, text).cpu() for text in dict.fromkeys(texts)}
             head.standardise(torch.stack(list(embeddings.values())))
             features = feature_margins(policy, rows, fitting.cache)
             statements = torch.stack([embeddings[text] for text in texts])
-            return Stances(head, statements, features, self.beta), {HEAD: [1] * len(rows)}
+            return Stances(head, statements, features, self.beta), {HEAD: [Item(1, i) for i in range(len(rows))]}
 
         weights = [fingerprint(policy, deltas) for deltas in policy.spec.features.values()]
         content = ["stance head", weights, list(policy.spec.features), self.beta, texts, rows]

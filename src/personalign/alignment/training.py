@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TypeVar
 
-from personalign.alignment.batches import MicroBatches
+from personalign.alignment.batches import Item, MicroBatches
 from personalign.alignment.learner import Learner, Objective, Recipe
 from personalign.alignment.trainees import Adapters, Head
 from personalign.contracts import UserError
@@ -15,15 +14,17 @@ from personalign.runtime.files import content_hash
 from personalign.runtime.fitting import Fitting, Shard, Training
 from personalign.types import Pair
 
-Lengths = Mapping[str, Sequence[int]]
-T = TypeVar("T")
+Items = Mapping[str, Sequence[Item]]
 
 
-def spread(items: Sequence[T], limit: int | None) -> list[T]:
-    """At most `limit` items, evenly spaced, so that every user has a part in them."""
-    if limit is None or limit >= len(items):
-        return list(items)
-    return [items[i * len(items) // limit] for i in range(limit)]
+def share(pairs: Sequence[Pair], limit: int | None) -> list[Pair]:
+    """At most `limit` pairs: every user's first, then every user's second, and so on; in the order they come in."""
+    count: dict[str, int] = {}
+    turns = []
+    for place, pair in enumerate(pairs):
+        turns.append((count.setdefault(pair.request.user, 0), place))
+        count[pair.request.user] += 1
+    return [pairs[place] for place in sorted(place for _, place in sorted(turns)[:limit])]
 
 
 def nonempty(pairs: Sequence[Pair], title: str) -> Sequence[Pair]:
@@ -38,7 +39,7 @@ class Lesson:
     """What is trained, on what, how; `title` names it for people and for its folder.
 
     `content` is plain data that, with recipe and seed, determines the result. `prepare` computes what the objective
-    needs, only where there is something to train, and says how long the rows of each group are. `light`: see
+    needs, only where there is something to train, and says what the rows of each group are. `light`: see
     `Training`.
     """
 
@@ -46,7 +47,7 @@ class Lesson:
     trainee: Adapters | Head
     content: object
     recipe: Recipe
-    prepare: Callable[[], tuple[Objective, Lengths]]
+    prepare: Callable[[], tuple[Objective, Items]]
     light: bool = False
 
 
@@ -75,11 +76,11 @@ def train(policy: Policy, fitting: Fitting, lesson: Lesson) -> dict[str, float]:
 
 def _training(policy: Policy, seed: int, lesson: Lesson, name: str) -> Training:
     recipe = lesson.recipe
-    objective, lengths = lesson.prepare()
+    objective, items = lesson.prepare()
     learner = Learner(lesson.title, policy, lesson.trainee.create(policy, seed), objective, recipe)
 
     def loader(shard: Shard) -> MicroBatches:
-        return MicroBatches(lengths, shard, batch_size=recipe.batch_size, steps=recipe.steps, seed=seed)
+        return MicroBatches(items, shard, batch_size=recipe.batch_size, steps=recipe.steps, seed=seed)
 
     return Training(
         name=name,

@@ -21,14 +21,17 @@ class Answer:
 
 
 def candidates(answers: Sequence[Answer], min_gap: float, stream: Random) -> list[tuple[Answer, Answer]]:
-    """Pairs of different answers whose true rewards differ by `min_gap` or more, in random order."""
-    found = [
+    """Pairs of different answers whose true rewards differ by `min_gap` or more, in random order.
+
+    The order of two pairs does not depend on which others there are.
+    """
+    found = list(combinations(answers, 2))
+    stream.shuffle(found)
+    return [
         (first, second)
-        for first, second in combinations(answers, 2)
+        for first, second in found
         if first.text != second.text and abs(first.score.total - second.score.total) >= min_gap
     ]
-    stream.shuffle(found)
-    return found
 
 
 def prefer(first: Answer, second: Answer, noise: float, stream: Random) -> tuple[Answer, Answer]:

@@ -177,12 +177,15 @@ class ExactUsers(Data):
             walks = [(prompt, walk) for prompt, walk in walks if walk]
 
     def _walks(self, user: str, purpose: str) -> list[tuple[Prompt, list[tuple[Answer, Answer]]]]:
-        """The prompts that have pairs, with these, in the user's own order: first history, then training."""
-        stream = self._population.stream("order", user)
+        """The prompts that have pairs, with these: first history, then training.
+
+        All users are asked in the same order, as annotators are, so that opposed ones judge the same answers.
+        """
         order = list(self._prompts["train" if purpose == "history" else purpose])
-        stream.shuffle(order)
-        walks = [(p, candidates(self._scored(user, p), self._min_gap, stream)) for p in order]
-        walks = [(prompt, walk) for prompt, walk in walks if walk]
+        self._population.stream("order").shuffle(order)
+        streams = [self._population.stream("candidates", prompt.id) for prompt in order]
+        found = [candidates(self._scored(user, p), self._min_gap, s) for p, s in zip(order, streams, strict=True)]
+        walks = [(prompt, walk) for prompt, walk in zip(order, found, strict=True) if walk]
         if purpose == "train":
             return walks[self._history :]
         return walks[: self._history] if purpose == "history" else walks
