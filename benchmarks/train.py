@@ -7,6 +7,9 @@ Our side is the stage of conf/alignment/dpo.yaml, trained as a run trains it. "N
 commonly written: two rows a pair, logits of every token, the reference in every step; each saving is then made alone,
 in the same trainer. All sides start from the same LoRA weights and see the same pairs in the same order. The first
 step of each training warms up and is not timed.
+
+In bf16 the margin of two such answers changes by up to 0.7 nats with the shape of the batch alone (embedded model,
+against float32 by up to 2.7), so that the losses of a step agree to a few hundredths there, and to 1e-5 in float32.
 """
 
 from __future__ import annotations
