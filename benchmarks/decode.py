@@ -1,39 +1,63 @@
-"""The decoder, side by side in one process: against transformers' generate, and plans of several streams against one.
+"""The decoder beside transformers' generate, PAD beside one stream, and PAD beside a loop without a cache, as ratios.
 
     personalign bench decode
+    personalign bench decode -- --parts loop --repeats 3
 
-Prints tokens/s (median of the repeats) and ratios. Every pair of figures is measured in turn, so that a slow moment of
-the machine meets both.
+Answers are greedy. Beside generate they end where the model ends them, so that rows leave the batch at different
+times; elsewhere all have the full length, because the released code of PAD does not stop at an end of text either.
+The adapters add nothing (B = 0): every side answers the same up to rounding, and the time does not depend on it.
 """
 
 from __future__ import annotations
 
-import argparse
+import random
 import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
-from personalign.runtime.threads import configure
+import _shared as bench  # before torch: it settles the threads
+import torch
 
-configure()
-
-import torch  # noqa: E402 - threads are settled before
-
-from personalign.decoding.decoder import Decoder  # noqa: E402
-from personalign.decoding.rows import Job  # noqa: E402
-from personalign.policy.loading import Pretrained  # noqa: E402
-from personalign.policy.lora import LoRAConfig  # noqa: E402
-from personalign.policy.policy import Policy  # noqa: E402
-from personalign.types import Candidates, Chat, Message, Plan, Sampling, Stream  # noqa: E402
+from personalign.decoding.decoder import Decoder
+from personalign.decoding.rows import Job
+from personalign.policy.lora import LoRAConfig
+from personalign.policy.policy import Policy
+from personalign.types import Candidates, Chat, Message, Plan, Sampling, Stream
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-ASKED = ("What is the capital of France?", "Explain photosynthesis.", "Write a thank-you note.", "Name three rivers.")
+BETA = 0.8  # PAD's strength in its released settings
+TOP = 10  # candidates, as in PAD
+TOPICS = ["photosynthesis", "the tides", "volcanoes", "chess", "rainbows", "vaccines", "glass", "bread"]
+LANDS = ["France", "Spain", "Italy", "Greece", "Norway", "Poland", "Egypt", "Kenya"]
+WAYS = [
+    ("Explain {0} to a child.", "What is the capital of {1}?"),
+    ("Write a story about {0}.", "Which language is spoken in {1}? Answer in one word."),
+    ("Give five facts about {0}.", "On which continent is {1}?"),
+    ("Write a poem about {0}.", "Name one river in {1}."),
+]
+
+Answers = list[list[int]]
 
 
-def prompts(n: int) -> list[Chat]:
-    """Short and long answers in turn, so that rows leave the batch at different times."""
-    return [Chat((Message("user", f"{ASKED[i % len(ASKED)]} ({i})"),)) for i in range(n)]
+def questions(n: int) -> list[Chat]:
+    """Requests for long and for short answers in turn, all different; the first one is long."""
+    asked = [
+        one.format(topic, land)
+        for long, short in WAYS
+        for topic, land in zip(TOPICS, LANDS, strict=True)
+        for one in (long, short)
+    ]
+    return [Chat((Message("user", one),)) for one in asked[:n]]
+
+
+def documents(policy: Policy, n: int, tokens: int) -> list[Chat]:
+    """Prompts of `tokens` tokens, template included."""
+    frame = len(policy.encode((Message("user", ""),)))
+    draw = random.Random(0)
+    return [Chat((Message("user", bench.text(policy, draw, tokens - frame)),)) for _ in range(n)]
 
 
 def plans(chats: list[Chat], features: int, new: int) -> list[Plan]:
@@ -41,79 +65,141 @@ def plans(chats: list[Chat], features: int, new: int) -> list[Plan]:
     sampling = Sampling(max_new_tokens=new)
     if not features:
         return [Plan((Stream((chat,)),), sampling=sampling) for chat in chats]
-    guides = [(f"f{k}", 0.8 / features) for k in range(features)]
+    guides = [((f"f{k}", 1.0),) for k in range(features)]
     return [
         Plan(
-            (Stream((chat,), 0.2), *[Stream((chat,), weight, ((name, 1.0),)) for name, weight in guides]),
-            Candidates("top_k", 10),
+            (Stream((chat,), 1.0 - BETA), *[Stream((chat,), BETA / features, deltas) for deltas in guides]),
+            Candidates("top_k", TOP),
             sampling,
         )
         for chat in chats
     ]
 
 
-def ours(policy: Policy, made: list[Plan]) -> int:
-    """Tokens of the answers."""
+def ours(policy: Policy, made: list[Plan]) -> Answers:
+    """One group of the decoder, prefill included."""
     jobs = [Job(str(i), plan) for i, plan in enumerate(made)]
-    return sum(r.cost.new_tokens for r in Decoder(policy, len(jobs)).generate(jobs))
+    return [list(found.tokens) for found in Decoder(policy, len(jobs)).generate(jobs)]
 
 
-def theirs(policy: Policy, chats: list[Chat], new: int) -> int:
-    """transformers' greedy generate on the same prompts, left-padded."""
+def theirs(model: Any, policy: Policy, chats: list[Chat], new: int) -> Answers:
+    """transformers' greedy generate on the same prompts, left-padded, with its default cache."""
     ids = [policy.encode(chat.messages) for chat in chats]
     width = max(map(len, ids))
     batch = torch.tensor([[policy.pad_id] * (width - len(row)) + row for row in ids])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids])
-    found = policy.model.generate(
-        batch, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=policy.pad_id
+    stops = list(policy.stop_ids)
+    options = {"max_new_tokens": new, "do_sample": False, "pad_token_id": policy.pad_id, "eos_token_id": stops}
+    rows = model.generate(batch, attention_mask=mask, **options)[:, width:].tolist()
+    ends = [next((i + 1 for i, token in enumerate(row) if token in stops), new) for row in rows]
+    return [row[:end] for row, end in zip(rows, ends, strict=True)]
+
+
+@torch.inference_mode()
+def recomputed(base: Any, guide: Any, prompt: list[int], new: int) -> list[int]:
+    """PAD's generate_step as released: one prompt, every token reads the whole prefix again in both models."""
+    ids = list(prompt)
+    for _ in range(new):
+        prefix = torch.tensor([ids])
+        best, top = base(prefix, use_cache=False).logits[0, -1].topk(TOP)
+        guided = guide(prefix, use_cache=False).logits[0, -1][top]
+        reward = guided.float().log_softmax(-1) - best.float().log_softmax(-1)
+        ids.append(int(top[(best.float() + BETA * reward).argmax()]))
+    return ids[len(prompt) :]
+
+
+def looped(base: Any, guide: Any, prompts: list[list[int]], new: int) -> Answers:
+    return [recomputed(base, guide, prompt, new) for prompt in prompts]
+
+
+@contextmanager
+def endless(*policies: Policy) -> Iterator[None]:
+    """No token ends an answer."""
+    before = [policy.stop_ids for policy in policies]
+    for policy in policies:
+        policy.stop_ids = ()
+    try:
+        yield
+    finally:
+        for policy, stops in zip(policies, before, strict=True):
+            policy.stop_ids = stops
+
+
+def compare(title: str, first: Callable[[], Answers], second: Callable[[], Answers], repeats: int) -> None:
+    """Print the median rates of both, the median ratio, and how long the answers of each were."""
+    lengths: dict[str, list[int]] = {}
+
+    def side(name: str, work: Callable[[], Answers]) -> float:
+        lengths[name] = [len(answer) for answer in work()]
+        return sum(lengths[name])
+
+    sides = {name: partial(bench.rate, partial(side, name, work)) for name, work in (("a", first), ("b", second))}
+    found = bench.in_turn(sides, repeats)
+    a, b = (statistics.median(found[name]) for name in "ab")
+    told = " and ".join(f"{min(n)}/{statistics.median(n):g}/{max(n)}" for n in lengths.values())
+    print(
+        f"{title:52s} {a:8.2f} {b:8.2f} tokens/s   ratio {bench.ratio(found['a'], found['b']):6.2f}   {told}",
+        flush=True,
     )
-    rows = [row.tolist() for row in found[:, width:]]
-    stops = [next((i + 1 for i, t in enumerate(row) if t in policy.stop_ids), new) for row in rows]
-    return sum(stops)
 
 
-def rate(work: Callable[[], int]) -> float:
-    started = time.perf_counter()
-    return work() / (time.perf_counter() - started)
+def generate_part(asked: Namespace, bare: Policy) -> None:
+    model = bench.plain(asked)
+    for size in asked.batches:
+        chats = questions(size)
+        first = partial(ours, bare, plans(chats, 0, asked.new))
+        second = partial(theirs, model, bare, chats, asked.new)
+        compare(f"one stream, generate; batch {size}", first, second, asked.repeats)
 
 
-def compare(title: str, first: Callable[[], int], second: Callable[[], int], repeats: int) -> None:
-    """Print the median rate of both, and the median of the ratios of neighbours."""
-    pairs = [(rate(first), rate(second)) for _ in range(repeats)]
-    a, b = (statistics.median(column) for column in zip(*pairs, strict=True))
-    ratio = statistics.median(x / y for x, y in pairs)
-    print(f"{title:58s} {a:8.1f} {b:8.1f} tokens/s   ratio {ratio:.2f}", flush=True)
+def pad_part(asked: Namespace, bare: Policy, guided: Policy) -> None:
+    for size in asked.batches:
+        chats = questions(size)
+        second = partial(ours, bare, plans(chats, 0, asked.new))
+        for features in asked.features:
+            first = partial(ours, guided, plans(chats, features, asked.new))
+            with endless(bare, guided):
+                compare(f"PAD K={features}, one stream; batch {size}", first, second, asked.repeats)
+
+
+def loop_part(asked: Namespace, guided: Policy) -> None:
+    """The loop's first tokens are its cheapest, so what is measured on few of them is in its favour."""
+    print(f"The loop makes {asked.loop_new} tokens behind {asked.prompt} of a prompt, one prompt after the other.")
+    models = bench.plain(asked), bench.plain(asked)  # two, as the released code has
+    for size in asked.loop_batches:
+        chats = documents(guided, size, asked.prompt)
+        second = partial(looped, *models, [guided.encode(chat.messages) for chat in chats], asked.loop_new)
+        for new in dict.fromkeys((asked.new, asked.loop_new)):
+            first = partial(ours, guided, plans(chats, 1, new))
+            with endless(guided):
+                compare(f"PAD K=1 of {new} tokens, no cache; batch {size}", first, second, asked.repeats)
+
+
+def options() -> Namespace:
+    made = bench.parser(__doc__ or "")
+    made.add_argument("--parts", nargs="+", choices=["generate", "pad", "loop"], default=["generate", "pad", "loop"])
+    made.add_argument("--new", type=int, default=128, help="tokens of an answer at most")
+    made.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="64 at most")
+    made.add_argument("--features", type=int, nargs="+", default=[1, 3, 6])
+    made.add_argument("--prompt", type=int, default=500, help="tokens of a prompt beside the loop")
+    made.add_argument("--loop-new", type=int, default=8, help="tokens that the loop without a cache makes")
+    made.add_argument("--loop-batches", type=int, nargs="+", default=[1, 8])
+    return made.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--new", type=int, default=128, help="tokens of an answer at most")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--features", type=int, nargs="+", default=[1, 3, 6])
-    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
-    asked = parser.parse_args()
-    policy = Pretrained(name="smollm2", revision=None).build(Path("~/.cache/personalign").expanduser(), asked.precision)
+    asked = options()
+    bare, guided = bench.build(asked), bench.build(asked)
     for k in range(max(asked.features)):
-        policy.add_adapter(f"f{k}", LoRAConfig(8, 16.0, 0.0, TARGETS))
-    ours(policy, plans(prompts(2), 1, 4))
-    for size in asked.batches:
-        chats = prompts(size)
-        base = plans(chats, 0, asked.new)
-        compare(
-            f"one stream against generate, batch {size}",
-            lambda base=base: ours(policy, base),
-            lambda chats=chats: theirs(policy, chats, asked.new),
-            asked.repeats,
-        )
-        for features in asked.features:
-            guided = plans(chats, features, asked.new)
-            compare(
-                f"PAD with {features} features against one stream, batch {size}",
-                lambda guided=guided: ours(policy, guided),
-                lambda base=base: ours(policy, base),
-                asked.repeats,
-            )
+        guided.add_adapter(f"f{k}", LoRAConfig(8, 16.0, 0.0, TARGETS))
+    print(bench.machine(asked))
+    print("Behind each ratio: the shortest/median/longest answer of both sides, in tokens.")
+    if "generate" in asked.parts:
+        generate_part(asked, bare)
+    if "pad" in asked.parts:
+        pad_part(asked, bare, guided)
+    if "loop" in asked.parts:
+        loop_part(asked, guided)
 
 
 if __name__ == "__main__":

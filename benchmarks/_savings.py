@@ -1,0 +1,60 @@
+"""The DPO objective as it is commonly written, with each of our savings on or off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import _shared as _bench  # noqa: F401 - before torch: it settles the threads
+import torch
+from torch import Tensor
+
+from personalign.alignment.batches import Indices
+from personalign.alignment.losses import margins
+from personalign.alignment.preference import Preference
+from personalign.policy.logprobs import Branches, _layout, answer_logprobs
+from personalign.policy.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Savings:
+    """Logits of answers alone (as our fused head computes them); the reference once; one row a pair."""
+
+    logits: bool = False
+    reference: bool = False
+    prompt: bool = False
+
+
+class Switched(Preference):
+    """`Preference`, whose savings can be switched off."""
+
+    savings = Savings()
+
+    def _margins(self, batch: Indices) -> dict[str, Tensor]:
+        ((group, some),) = batch.items()
+        rows = [self.rows[group][i] for i in some]
+        if not self.savings.prompt:
+            rows = [Branches(row.prompt, (answer,)) for row in rows for answer in row.answers]
+        with self.policy.using(self.deltas[group]):
+            sums = self._sums(rows)
+        return {group: margins(sums, self._reference(group, some, rows))}
+
+    def _reference(self, group: str, some: list[int], rows: Sequence[Branches]) -> Tensor:
+        if self.savings.reference:
+            return self.reference[group][some]
+        with torch.no_grad(), self.policy.using(()):
+            return self._sums(rows)
+
+    def _sums(self, rows: Sequence[Branches]) -> Tensor:
+        read = answer_logprobs if self.savings.logits else everywhere
+        return torch.stack([one.sum() for one in read(self.policy, rows)]).view(-1, 2)
+
+
+def everywhere(policy: Policy, rows: Sequence[Branches]) -> list[Tensor]:
+    """`answer_logprobs` by the logits of every token."""
+    layout = _layout(rows, policy.pad_id, policy.device)
+    hidden = policy.hidden(
+        input_ids=layout.ids, attention_mask=layout.mask, position_ids=layout.positions, use_cache=False
+    )
+    logp = policy.logits(hidden).log_softmax(-1).flatten(0, 1)
+    return list(logp[layout.reads, layout.targets].split_with_sizes(layout.sizes))

@@ -1,0 +1,56 @@
+"""The benchmarks run on a tiny model, print their ratios, and compare sides that compute the same."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "benchmarks"
+RATIO = re.compile(r"^(.+?) .* ratio +([\d.]+)", re.MULTILINE)
+ROW = re.compile(r"^(.+?) +[\d.]+ pairs/s +losses ([\d. ]+), from ours at most (\S+)$", re.MULTILINE)
+
+
+def said(name: str, *options: str) -> str:
+    tiny = ("--model", "tiny", "--precision", "fp32", "--repeats", "1")
+    command = [sys.executable, SCRIPTS / f"{name}.py", *tiny, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def ratios(text: str) -> list[float]:
+    return [float(ratio) for _, ratio in RATIO.findall(text)]
+
+
+def test_decode_prints_a_ratio_for_every_comparison() -> None:
+    sizes = ("--new", "6", "--batches", "1", "3", "--features", "1", "2", "--prompt", "60", "--loop-new", "3")
+    text = said("decode", *sizes, "--loop-batches", "2")
+    assert len(ratios(text)) == 2 + 2 * 2 + 2
+    assert all(ratio > 0 for ratio in ratios(text))
+    assert "6/6/6 and 3/3/3" in text  # the loop makes fewer tokens, and says so
+
+
+def test_train_compares_equal_losses() -> None:
+    pytest.importorskip("trl")
+    text = said("train", "--prompt", "60", "--answer", "20", "--batch", "2", "--steps", "2")
+    rows = {name: (losses.split(), float(apart)) for name, losses, apart in ROW.findall(text)}
+    assert {"TRL as it comes", "TRL at its best", "ours", "nothing saved"} < set(rows)
+    assert len(rows["ours"][0]) == 3
+    assert len(set(rows["ours"][0])) > 1  # something was learnt
+    assert max(apart for _, apart in rows.values()) < 1e-5
+    assert len(ratios(text)) == 3 + 4  # ours beside three others, and four savings
+    assert all(ratio > 0 for ratio in ratios(text))
+
+
+def test_without_trl_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "_shared", ModuleType("_shared"))  # it would settle the threads anew
+    monkeypatch.setitem(sys.modules, "trl", None)
+    need = runpy.run_path(str(SCRIPTS / "_trl.py"))["need"]
+    with pytest.raises(SystemExit, match="pip install 'trl"):
+        need()
