@@ -15,12 +15,12 @@ configure(processes=_WORKERS, index=int(os.environ.get("PYTEST_XDIST_WORKER", "g
 
 
 @pytest.fixture
-def tiny() -> object:
+def tiny(tmp_path: Path) -> object:
     """A random byte-level Llama in float32: exact enough for equalities, fast enough for many of them."""
     from personalign.policy.loading import Tiny
 
     model = Tiny(hidden=32, layers=2, heads=4, kv_heads=2, context=512, seed=0)
-    return model.build(Path("."), "fp32")
+    return model.build(tmp_path / "cache", "fp32")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from personalign.contracts import Data, Reward
 from personalign.decoding.scoring import Reading, score_readings
 from personalign.evaluation.text import words
 from personalign.runtime.files import write_atomic
-from personalign.runtime.progress import track
 from personalign.runtime.rundir import RunDir
 from personalign.system import System
 from personalign.types import (
@@ -85,11 +84,7 @@ def base_nll(system: System, answered: Sequence[tuple[Request, Response]]) -> li
         Reading(request.id, Plan((Stream((Chat(request.messages),)),)), response.tokens)
         for request, response in answered
     ]
-    total = sum(len(r.answer) for r in readings)
-    with track("fluency", None if not total else len(readings), "answers") as bar:
-        values = score_readings(system.policy, readings)
-        bar.advance(len(readings))
-    return [-value for value in values]
+    return [-value for value in score_readings(system.policy, readings, "fluency")]
 
 
 def judged_pairs(system: System) -> list[JudgedPair]:
@@ -97,10 +92,7 @@ def judged_pairs(system: System) -> list[JudgedPair]:
     if system.guide is None:
         return []
     pairs = list(_first(system.data.pairs("test"), system.cfg.requests.pairs))
-    with track("held-out pairs", len(pairs), "pairs") as bar:
-        asked = [(p.request, system.state(p.request), (p.chosen, p.rejected)) for p in pairs]
-        scores = system.guide.score_all(asked)
-        bar.advance(len(pairs))
+    scores = system.guide.score_all([(p.request, system.state(p.request), (p.chosen, p.rejected)) for p in pairs])
     return [JudgedPair(pair=p, margin=c.total - r.total) for p, (c, r) in zip(pairs, scores, strict=True)]
 
 

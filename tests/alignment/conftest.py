@@ -72,7 +72,9 @@ def plain(request: Request) -> tuple[Message, ...]:
 
 def tiny_policy(seed: int = 0) -> Policy:
     tiny = Tiny(hidden=32, layers=2, heads=4, kv_heads=2, context=512, seed=seed)
-    return tiny.build(Path(), "fp32")
+    policy = tiny.build(Path(), "fp32")
+    policy.cache = None
+    return policy
 
 
 @pytest.fixture

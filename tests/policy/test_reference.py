@@ -23,9 +23,9 @@ ROWS = [
 def count_forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
 
-    def counted(policy: Policy, rows: list[Branches]) -> list[torch.Tensor]:
+    def counted(policy: Policy, rows: list[Branches], head: str | None = None) -> list[torch.Tensor]:
         calls.append(len(rows))
-        return answer_logprobs(policy, rows)
+        return answer_logprobs(policy, rows, head)
 
     monkeypatch.setattr(reference, "answer_logprobs", counted)
     return calls
@@ -49,6 +49,12 @@ def test_a_damaged_file_is_made_again(tiny: Policy, tmp_path: Path, monkeypatch:
     calls = count_forwards(monkeypatch)
     assert torch.equal(sequence_logprobs(tiny, ROWS, (), tmp_path, "reference"), found)
     assert calls == [2]
+
+
+def test_without_a_cache_nothing_is_kept(tiny: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count_forwards(monkeypatch)
+    found = [sequence_logprobs(tiny, ROWS, (), cache, "reference") for cache in (None, None, tmp_path)]
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2]) and len(calls) == 3
 
 
 def test_adapters_count_only_where_they_are_used(tiny: Policy, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from personalign.alignment.batches import Limits, encode
+from personalign.alignment.batches import Item, Limits, encode
 from personalign.alignment.learner import Recipe
 from personalign.alignment.preference import Imitation, items
 from personalign.alignment.trainees import Adapters
@@ -72,7 +72,7 @@ class SFT(Stage):
         encoded = encode(policy, pairs, render, self.limits)
         rows = list(dict.fromkeys(Branches(row.prompt, row.answers[:1]) for row in encoded))
 
-        def prepare() -> tuple[Imitation, dict[str, list[int]]]:
+        def prepare() -> tuple[Imitation, dict[str, list[Item]]]:
             return Imitation(policy, rows, after), items({self.adapter: rows})
 
         content = ["sft", fingerprint(policy, before), self.adapters, rows]

@@ -42,7 +42,7 @@ class Pretrained(Part):
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"model {self.name!r} could not be loaded: {reason}") from error
-        return Policy(model, tokenizer, self.name)
+        return Policy(model, tokenizer, self.name, cache)
 
 
 class Tiny(Part):
@@ -64,4 +64,4 @@ class Tiny(Part):
 
     def build(self, cache: Path, precision: Precision) -> Policy:
         model = random_llama(*self.sizes).to(DTYPES[precision])
-        return Policy(model, byte_tokenizer(), "tiny-" + "-".join(map(str, self.sizes)))
+        return Policy(model, byte_tokenizer(), "tiny-" + "-".join(map(str, self.sizes)), cache)

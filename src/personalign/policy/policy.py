@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,14 +19,16 @@ from personalign.types import Deltas, Messages, PolicySpec
 class Policy:
     """A causal language model of transformers, its tokenizer, LoRA adapters by name and heads by name.
 
-    The base is frozen; what learns are adapters and heads. `label` names the base in records and caches.
+    The base is frozen; what learns are adapters and heads. `label` names the base in records and caches. `cache`
+    is a folder for what frozen weights think of texts, which any run may use again.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, label: str) -> None:
+    def __init__(self, model: Any, tokenizer: Any, label: str, cache: Path | None = None) -> None:
         attention.install(model)
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.label = label
+        self.cache = cache
         self.routing = lora.Routing()
         self.configs: dict[str, lora.LoRAConfig] = {}
         self.heads = nn.ModuleDict()

@@ -62,19 +62,29 @@ def _packed(prompt: tuple[int, ...], answers: list[tuple[int, ...]], width: int)
 
 
 def sequence_logprobs(
-    policy: Policy, rows: Sequence[Branches], deltas: Deltas, cache: Path, description: str
+    policy: Policy,
+    rows: Sequence[Branches],
+    deltas: Deltas,
+    cache: Path | None,
+    description: str,
+    head: str | None = None,
 ) -> Tensor:
     """log p(answer | prompt) of every answer of every row under `deltas`, in nats: float32 [rows, answers].
 
-    All rows have as many answers. Nothing is computed whose batch is in `cache`; a damaged file is made again.
+    All rows have as many answers; one that recurs behind the same prompt is read once. Nothing is computed whose
+    batch is in `cache`; a damaged file is made again. Without a cache nothing is kept. `head` is a head of the
+    policy, whose readings are never kept.
     """
-    weights = fingerprint(policy, deltas)
+    weights = fingerprint(policy, deltas) if cache and not head else ""
     unique = shared(rows, WIDTH)
     sums: dict[tuple[tuple[int, ...], tuple[int, ...]], Tensor] = {}
     with track(description, sum(row.length for row in unique)) as bar, policy.using(deltas):
         for batch in batches(unique, MAX_TOKENS):
             some = [unique[i] for i in batch]
-            values = _batch(policy, some, cache / "logprobs" / weights[:16], weights)
+            if cache and weights:
+                values = _kept(policy, some, cache / "logprobs" / weights[:16], weights)
+            else:
+                values = _read_batch(policy, some, head)
             keys = [(row.prompt, answer) for row in some for answer in row.answers]
             sums.update(zip(keys, values, strict=True))
             bar.advance(sum(row.length for row in some))
@@ -82,13 +92,17 @@ def sequence_logprobs(
 
 
 @torch.no_grad()
-def _batch(policy: Policy, rows: Sequence[Branches], folder: Path, weights: str) -> Tensor:
+def _read_batch(policy: Policy, rows: Sequence[Branches], head: str | None = None) -> Tensor:
+    return torch.stack([logp.sum() for logp in answer_logprobs(policy, rows, head)]).float().cpu()
+
+
+def _kept(policy: Policy, rows: Sequence[Branches], folder: Path, weights: str) -> Tensor:
     key = content_hash([weights, [[row.prompt, row.answers] for row in rows]])
     path = folder / f"{key[:32]}.safetensors"
     count = sum(len(row.answers) for row in rows)
     known = _read(path, count)
     if known is None:
-        known = torch.stack([logp.sum() for logp in answer_logprobs(policy, rows)]).float().cpu()
+        known = _read_batch(policy, rows)
         write_atomic(path, save({"logprobs": known}))
     return known
 

@@ -40,14 +40,22 @@ class Implicit(Reward):
         """All answers in few forward passes; a prompt and an answer that recur are read once."""
         if self._policy is None or self._plan is None:
             raise RuntimeError("the implicit reward reads a policy: call bind first")
-        readings = [self._reading(request, text) for request, _, texts in asked for text in texts]
-        values = iter(score_readings(self._policy, readings))
-        return [[Score(self.beta * next(values)) for _ in texts] for _, _, texts in asked]
+        texts = [(request, text) for request, _, some in asked for text in some]
+        theirs = [self._reading(request, text, base(request)) for request, text in texts]
+        ours = [self._reading(request, text, self._plan(request)) for request, text in texts]
+        if [one.plan.streams for one in ours] == [one.plan.streams for one in theirs]:
+            return [[Score(0.0) for _ in some] for _, _, some in asked]
+        # The base apart: what it thinks of an answer is the same for every composition, and is kept for them.
+        against = score_readings(self._policy, theirs, "implicit reward, base", self._policy.cache)
+        values = score_readings(self._policy, ours, "implicit reward")
+        ratios = (self.beta * (value - other) for value, other in zip(values, against, strict=True))
+        return [[Score(next(ratios)) for _ in some] for _, _, some in asked]
 
-    def _reading(self, request: Request, text: str) -> Reading:
-        """The plan with the base taken away: what both share, for the base itself everything, is never computed."""
-        assert self._policy is not None and self._plan is not None
-        plan = self._plan(request)
-        against = Stream((Chat(request.messages),), weight=-1.0)
-        answer = tuple(self._policy.encode_answer(text)[:-1])
-        return Reading(request.id, Plan((*plan.streams, against), plan.candidates), answer)
+    def _reading(self, request: Request, text: str, plan: Plan) -> Reading:
+        assert self._policy is not None
+        return Reading(request.id, plan.simplified(), tuple(self._policy.encode_answer(text)[:-1]))
+
+
+def base(request: Request) -> Plan:
+    """The untouched base on the plain prompt."""
+    return Plan((Stream((Chat(request.messages),)),))
