@@ -71,7 +71,7 @@ class MicroBatches:
 
     Every step takes `batch_size` rows of each group; a group is run through in an order that the seed, its name
     and the epoch give. The rows of a step are the same whatever the number of processes and the size of a
-    micro-batch. `state_dict` is the position, so that training resumes in the middle.
+    micro-batch. `state_dict` counts whole steps, so that training resumes in the middle, in other micro-batches too.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class MicroBatches:
         return order
 
     def state_dict(self) -> dict[str, int]:
-        return {"position": self.position}
+        return {"step": self.position // self.shard.accumulation}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.position = state["position"]
+        self.position = state["step"] * self.shard.accumulation
