@@ -160,7 +160,7 @@ def compiler() -> Check:
     missing = [name for name in remedies if shutil.which(name, path=beside) is None]
     if not missing:
         return Check("compiler", True, " and ".join(remedies))
-    remedy = "for trainer=deepspeed_cpu: " + " and ".join(remedies[name] for name in missing)
+    remedy = " and ".join(remedies[name] for name in missing) + " for trainer=deepspeed_cpu"
     return Check("compiler", False, f"no {' and no '.join(missing)}", remedy)
 
 

@@ -22,7 +22,9 @@ def require_compiler() -> None:
     """Raise UserError where DeepSpeed could not build what it needs on CPU cores."""
     found = compiler()
     if not found.ok:
-        raise UserError(f"DeepSpeed cannot start, {found.value}: {found.remedy}; trainer=ddp_cpu needs neither")
+        raise UserError(
+            f"DeepSpeed builds an operator first, but there is {found.value}: {found.remedy}, or use trainer=ddp_cpu"
+        )
 
 
 def build(cache: Path) -> None:
