@@ -130,7 +130,7 @@ class Zero(DeepSpeedStrategy):
         self._link()
         weights = [weight for group in self.groups for weight in group]
         step = self.adamw.state[self._pieces[0]]["step"]
-        state = {i: {"step": step, **{m: gather(w, m).cpu() for m in MOMENTS}} for i, w in enumerate(weights)}
+        state = {i: {"step": step.clone(), **{m: gather(w, m).cpu() for m in MOMENTS}} for i, w in enumerate(weights)}
         places = iter(range(len(weights)))
         groups = [
             {**own, "params": [next(places) for _ in group]}
