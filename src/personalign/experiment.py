@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
@@ -24,7 +23,9 @@ from personalign.runtime.files import read_jsonl
 from personalign.runtime.fitting import Fitting
 from personalign.runtime.launch import run_ranks
 from personalign.runtime.loggers import log_result, make_logger
+from personalign.runtime.operators import require_compiler
 from personalign.runtime.provenance import provenance
+from personalign.runtime.ranks import Rank, check, join, started, wait_for_all
 from personalign.runtime.rundir import RunDir
 from personalign.runtime.seeds import seed_everything
 from personalign.system import System
@@ -56,30 +57,44 @@ class Experiment:
         finished = self.dir.record()
         if finished is not None and self.dir.status() == "done":
             return finished
-        self.dir.create(self.cfg)
-        with self.dir.lock():
-            self.dir.set_status("running")
-            try:
-                self._all_ranks()
-            except Exception as error:
-                self.dir.set_status("failed", f"{type(error).__name__}: {error}")
-                raise
-            self.dir.set_status("done")
+        me = started()
+        check(me, self.cfg.trainer.devices, self.cfg.trainer.num_nodes)
+        if me is None or me.rank == 0:
+            self._keep(me)
+        else:
+            self.work(me.rank, me.world)
         record = self.dir.record()
         assert record is not None, "rank 0 writes the record"
         return record
 
-    def _all_ranks(self) -> None:
-        """The work in this process, or in as many as the trainer says."""
-        if self.cfg.trainer.devices == 1:
+    def _keep(self, me: Rank | None) -> None:
+        """Rank 0, or the parent of the ranks: hold the run's folder while the work is done."""
+        self.dir.create(self.cfg)
+        with self.dir.lock():
+            self.dir.set_status("running")
+            try:
+                self._all_ranks(me)
+            except Exception as error:
+                self.dir.set_status("failed", f"{type(error).__name__}: {error}")
+                raise
+            self.dir.set_status("done")
+
+    def _all_ranks(self, me: Rank | None) -> None:
+        """The work in this process, or in as many as the trainer says unless somebody has started them."""
+        trainer = self.cfg.trainer
+        if trainer.strategy == "deepspeed" and trainer.accelerator == "cpu" and self.cfg.alignment:
+            require_compiler()
+        if me is not None:
+            self.work(me.rank, me.world)
+        elif trainer.strategy == "none":
             self.work(0, 1)
         else:
-            run_ranks("personalign.worker", self.dir.path, self.cfg.trainer.devices)
+            run_ranks("personalign.worker", self.dir.path, trainer.devices)
 
     def work(self, rank: int, ranks: int) -> None:
         """This rank's part: every rank learns and answers its share, then rank 0 measures and writes the record."""
         seed_everything(self.cfg.seed)
-        together(self.cfg.trainer.process_group_backend, ranks)
+        join(self.cfg.trainer.process_group_backend, ranks)
         mine = RunDir(self.dir.path.parent, self.dir.identity, rank)
         system = System(self.cfg)
         with self._timed("memory"):
@@ -164,18 +179,6 @@ class Experiment:
         path = Path(run)
         cfg = RunDir(path.parent, path.name).config()
         return cls(recompose(cfg, [*overrides, f"source={path.absolute()}"]))
-
-
-def together(backend: str | None, ranks: int) -> None:
-    """Join the other ranks of this run, if there are any."""
-    if ranks > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group(backend or "gloo")
-
-
-def wait_for_all(ranks: int) -> None:
-    """Go on when every rank has come here."""
-    if ranks > 1:
-        torch.distributed.barrier()
 
 
 def _is_oracle(cfg: DictConfig) -> bool:

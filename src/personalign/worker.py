@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -10,20 +9,21 @@ from personalign.contracts import UserError
 from personalign.runtime import threads
 from personalign.runtime.launch import USER_ERROR
 from personalign.runtime.logs import quiet
+from personalign.runtime.ranks import started
 from personalign.runtime.rundir import RunDir
 
 
 def main(folder: str) -> int:
     """Do this rank's part of the run in `folder`; exit status 2 after a plain line where the user is to act."""
-    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    here = int(os.environ["LOCAL_RANK"])
-    threads.configure(int(os.environ.get("LOCAL_WORLD_SIZE", ranks)), here)
+    me = started()
+    assert me is not None, "runtime.launch says which rank this is"
+    threads.configure(me.beside, me.here)
     quiet()
     path = Path(folder)
     try:
         from personalign.experiment import Experiment
 
-        Experiment(RunDir(path.parent, path.name).config()).work(rank, ranks)
+        Experiment(RunDir(path.parent, path.name).config()).work(me.rank, me.world)
     except UserError as error:
         print(" ".join(str(error).split("\n")), flush=True)
         return USER_ERROR

@@ -82,6 +82,29 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert any(w.abs().max() > 0 for w in weights(policy)[1::2])
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (1, 2)])
+def test_training_goes_on_in_other_micro_batches(
+    before: int,
+    after: int,
+    dpo_values: dict[str, Any],
+    pairs: list[Pair],
+    given: Callable[..., Any],
+    render: Any,
+    make_policy: Callable[[], Policy],
+    make_fitting: Callable[..., Fitting],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = DPO(**{**dpo_values, "steps": 9, "dropout": 0.0, "checkpoint_every": 3})
+    whole, cut = make_policy(), make_policy()
+    expected = stage.fit(whole, given(pairs), render, make_fitting("whole", micro_batch=after))
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, 4 * 4 // before, Stop)  # in the fourth step
+        stage.fit(make_policy(), given(pairs), render, make_fitting("cut", micro_batch=before))
+    found = stage.fit(cut, given(pairs), render, make_fitting("cut", micro_batch=after))
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(weights(cut), weights(whole), strict=True))
+
+
 def test_ctrl_c_reaches_the_caller_and_leaves_a_checkpoint(
     stage: DPO,
     pairs: list[Pair],

@@ -63,12 +63,12 @@ def test_a_missing_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     check = compiler()
-    assert not check.ok and check.value == "no g++ and no ninja"
+    assert not check.ok and check.value == "no c++ and no ninja"
     assert "apt install g++" in check.remedy and "pip install ninja" in check.remedy
-    for tool in ("g++", "ninja"):
+    for tool in ("c++", "ninja"):
         (tmp_path / tool).write_text("#!/bin/sh\n")
         (tmp_path / tool).chmod(0o755)
-    assert compiler() == Check("compiler", True, "g++ and ninja")
+    assert compiler() == Check("compiler", True, "c++ and ninja")
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,8 @@ class MicroBatches:
     Every step takes `batch_size` rows of each group; a group is run through in an order that the seed, its name
     and the epoch give. Rows about the same come one behind the other: where users of opposite opinion judge the
     same two answers, what they agree in cancels out of the step, and what is left is how they differ. The rows of
-    a step are the same whatever the number of processes and the size of a micro-batch. `state_dict` is the
-    position, so that training resumes in the middle.
+    a step are the same whatever the number of processes and the size of a micro-batch. `state_dict` counts whole
+    steps, so that training resumes in the middle, in other micro-batches too.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class MicroBatches:
         return [row for rows in together for row in rows]
 
     def state_dict(self) -> dict[str, int]:
-        return {"position": self.position}
+        return {"step": self.position // self.shard.accumulation}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.position = state["position"]
+        self.position = state["step"] * self.shard.accumulation

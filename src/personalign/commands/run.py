@@ -17,6 +17,7 @@ from personalign.reporting.collect import collect
 from personalign.reporting.terminal import show
 from personalign.runtime import threads
 from personalign.runtime.logs import quiet
+from personalign.runtime.ranks import speaks, started
 from personalign.runtime.rundir import RunDir
 
 RUN_EXAMPLES = """
@@ -50,10 +51,11 @@ def run(arguments: Namespace) -> int:
         print(OmegaConf.to_yaml(cfg), end="")
         return 0
     place = RunDir(cfg.paths.runs, identity(cfg))
-    if place.status() == "done":
-        print("this run is done; its figures are read from its record")
-    else:
-        print(f"run directory: {place.path}", flush=True)
+    done = place.status() == "done"
+    if speaks():
+        told = "this run is done; its figures are read from its record" if done else f"run directory: {place.path}"
+        print(told, flush=True)
+    if not done:
         compute(cfg)
     return _show(place.path)
 
@@ -91,10 +93,12 @@ def evaluate(arguments: Namespace) -> int:
 
 def ready() -> None:
     """Settle what has to be settled before torch is imported."""
-    threads.configure()
+    me = started()
+    threads.configure(*(me.beside, me.here) if me else ())
     quiet()
 
 
 def _show(run: Path) -> int:
-    show(collect(run), [run], console())
+    if speaks():
+        show(collect(run), [run], console())
     return 0

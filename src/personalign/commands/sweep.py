@@ -17,6 +17,7 @@ from personalign.composition.home import shelf
 from personalign.composition.sweeps import Cell, Sweep, read
 from personalign.contracts import UserError
 from personalign.runtime.progress import duration
+from personalign.runtime.ranks import started
 
 EXAMPLES = """
 personalign sweep sweeps/demo.yaml                    the demo: a table, a figure, an HTML report
@@ -35,6 +36,8 @@ def register(line: CommandLine) -> None:
 
 def sweep(arguments: Namespace) -> int:
     """Compute the cells that are not done, then show the table; 1 when a cell failed."""
+    if started() is not None:
+        raise UserError("a sweep starts the ranks of its cells itself: run it once, without torchrun or srun")
     file, overrides = split(arguments.words)
     if file is None:
         raise UserError(f"which sweep? there is {', '.join(f'sweeps/{name}.yaml' for name in shelf('sweeps'))}")

@@ -79,7 +79,7 @@ def sequence_logprobs(
     unique = shared(rows, WIDTH)
     sums: dict[tuple[tuple[int, ...], tuple[int, ...]], Tensor] = {}
     with track(description, sum(row.length for row in unique)) as bar, policy.using(deltas):
-        for batch in batches(unique, MAX_TOKENS):
+        for batch in _dealt(batches(unique, MAX_TOKENS)):
             some = [unique[i] for i in batch]
             if cache and weights:
                 values = _kept(policy, some, cache / "logprobs" / weights[:16], weights)
@@ -89,6 +89,14 @@ def sequence_logprobs(
             sums.update(zip(keys, values, strict=True))
             bar.advance(sum(row.length for row in some))
     return torch.stack([torch.stack([sums[row.prompt, answer] for answer in row.answers]) for row in rows])
+
+
+def _dealt(found: list[list[int]]) -> list[list[int]]:
+    """The batches with this rank's share first: what it comes to later, the others have put into the cache."""
+    if not torch.distributed.is_initialized():
+        return found
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return [batch for turn in range(world) for batch in found[(rank + turn) % world :: world]]
 
 
 @torch.no_grad()

@@ -125,3 +125,13 @@ class Save(pl.Callback):
         # Within a step gradients have piled up that no checkpoint holds.
         if step != before and step % self.every == 0 and step != self.steps:
             trainer.save_checkpoint(self.path, weights_only=False)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Lightning counts micro-batches, of which a step has more or fewer on another number of processes."""
+        batches = checkpoint["global_step"] * trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            more = batches - counts["ready"]
+            counts.update({name: count + more for name, count in counts.items()})

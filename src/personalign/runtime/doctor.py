@@ -155,13 +155,12 @@ def disk(name: str, folder: Path, setting: str) -> Check:
 def compiler() -> Check:
     """What DeepSpeed needs to build its CPU operator."""
     beside = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
-    tools = {"g++": shutil.which(os.environ.get("CXX", "g++")), "ninja": shutil.which("ninja", path=beside)}
-    missing = [name for name, path in tools.items() if path is None]
+    cxx = os.environ.get("CXX", "c++")
+    remedies = {cxx: "install a C++ compiler (apt install g++)", "ninja": "pip install ninja"}
+    missing = [name for name in remedies if shutil.which(name, path=beside) is None]
     if not missing:
-        return Check("compiler", True, "g++ and ninja")
-    remedy = "for trainer=deepspeed_cpu: " + " and ".join(
-        {"g++": "install a C++ compiler (apt install g++)", "ninja": "pip install ninja"}[name] for name in missing
-    )
+        return Check("compiler", True, " and ".join(remedies))
+    remedy = " and ".join(remedies[name] for name in missing) + " for trainer=deepspeed_cpu"
     return Check("compiler", False, f"no {' and no '.join(missing)}", remedy)
 
 

@@ -15,11 +15,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 
 from personalign.contracts import UserError
+from personalign.runtime import operators
 from personalign.runtime.callbacks import Checkpoints, History, Reseed, Save
 from personalign.runtime.files import make_folder, plain_errors, write_atomic
 from personalign.runtime.progress import track
@@ -140,16 +142,16 @@ class Fitting:
         try:
             return pl.Trainer(
                 accelerator=cfg["accelerator"],
-                strategy=_strategy(cfg),
+                strategy=self._strategy(training),
                 devices=int(cfg["devices"]),
                 num_nodes=int(cfg["num_nodes"]),
                 logger=self.logger or False,
                 default_root_dir=str(self.folder),
                 callbacks=callbacks,
-                plugins=[Checkpoints()],
+                plugins=[Checkpoints(), LightningEnvironment()],
                 max_epochs=1,
                 accumulate_grad_batches=accumulation,
-                gradient_clip_val=training.max_grad_norm,
+                gradient_clip_val=None if cfg["strategy"] == "deepspeed" else training.max_grad_norm,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
@@ -159,6 +161,25 @@ class Fitting:
             raise UserError(
                 f"trainer.accelerator {cfg['accelerator']} cannot be used here: {error}; choose trainer=cpu"
             ) from error
+
+    def _strategy(self, training: Training) -> Any:
+        """How processes share the work. Raises UserError where several have no way to."""
+        cfg = self.trainer
+        if cfg["strategy"] == "deepspeed":
+            return self._zero(training)
+        if cfg["strategy"] == "ddp":
+            return DDPStrategy(process_group_backend=cfg["process_group_backend"])
+        if self._world() > 1:
+            raise UserError("several devices need a strategy: choose trainer=ddp_cpu or trainer=ddp, or devices=1")
+        return "auto"
+
+    def _zero(self, training: Training) -> Any:
+        if self.trainer["accelerator"] == "cpu":
+            operators.build(self.cache)
+        from personalign.runtime.deepspeed import Zero
+
+        trainable = [weight for weight in training.module.parameters() if weight.requires_grad]
+        return Zero(self.trainer, trainable, training.max_grad_norm)
 
 
 def _wait_for(descriptor: int, name: str) -> None:
@@ -170,17 +191,6 @@ def _wait_for(descriptor: int, name: str) -> None:
             except BlockingIOError:
                 time.sleep(1.0)
                 bar.advance(1)
-
-
-def _strategy(cfg: Mapping[str, Any]) -> Any:
-    """How processes share the work. Raises UserError where several have no way to."""
-    if cfg["strategy"] == "ddp":
-        return DDPStrategy(process_group_backend=cfg["process_group_backend"])
-    if cfg["strategy"] != "none":
-        raise UserError(f"trainer.strategy {cfg['strategy']!r} cannot train: choose none or ddp")
-    if int(cfg["devices"]) * int(cfg["num_nodes"]) > 1:
-        raise UserError("several devices need a strategy: choose trainer=ddp_cpu or trainer=ddp, or devices=1")
-    return "auto"
 
 
 def _fit(trainer: pl.Trainer, module: pl.LightningModule, loader: Iterable[Any], last: Path) -> None:

@@ -24,19 +24,14 @@ GRACE = 5.0
 CHECK = 0.05
 
 
-def launched() -> bool:
-    """Whether this process is a rank that somebody has started: ours, torchrun's or SLURM's."""
-    return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def run_ranks(module: str, folder: Path, processes: int) -> None:
     """Run `python -m module folder` as so many ranks on this machine, to their end.
 
     When one fails the others are ended. Raises UserError where a rank met one (its lines are in the run's rank
     logs), RuntimeError with the end of a rank's log where it broke, and passes Ctrl-C on to all.
     """
-    environment = {**os.environ, "WORLD_SIZE": str(processes), "NODE_RANK": "0"}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    environment = {**os.environ, "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    environment |= {"NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     logs = [folder / f"rank-{rank}.log" for rank in range(processes)]
     ranks = [_start(module, folder, environment, rank, log) for rank, log in enumerate(logs)]
     try:

@@ -19,6 +19,7 @@ SETTINGS = {
 LOGGERS = (
     "pytorch_lightning",
     "pytorch_lightning.utilities.rank_zero",
+    "pytorch_lightning.strategies.deepspeed",
     "lightning_fabric.utilities.rank_zero",
     "lightning_fabric.utilities.seed",
     "lightning_fabric.utilities.distributed",
