@@ -11,13 +11,16 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from personalign.types import Deltas
+
+if TYPE_CHECKING:
+    from personalign.policy.joint import Joint
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,9 @@ class Routing:
     """Which rows use which adapters now: (start, stop, deltas), rows outside every slice are plain base."""
 
     slices: list[tuple[int, int | None, Deltas]] = field(default_factory=list)
+    # The gates of `_opened_for`, by ranks, rows and type: a forward asks for the same ones in every layer.
+    _opened: dict[object, Tensor] = field(default_factory=dict)
+    _opened_for: object = None
 
     def all_rows(self, deltas: Deltas) -> None:
         self.slices = [(0, None, deltas)] if deltas else []
@@ -60,6 +66,21 @@ class Routing:
                 if rows[start]:
                     self.slices.append((start, stop, rows[start]))
                 start = stop
+
+    def names(self) -> tuple[str, ...]:
+        """The adapters that any row uses."""
+        return tuple(dict.fromkeys(name for _, _, deltas in self.slices for name, _ in deltas))
+
+    def opened(self, inner: Tensor, ranks: dict[str, int]) -> Tensor:
+        """inner [rows, time, sum of ranks], of which each row keeps its own adapters' part, weighted."""
+        if self.slices == [(0, None, tuple((name, 1.0) for name in ranks))]:
+            return inner
+        if self._opened_for is not self.slices:
+            self._opened, self._opened_for = {}, self.slices
+        key = (tuple(ranks.items()), len(inner), inner.dtype, inner.device)
+        if key not in self._opened:
+            self._opened[key] = self.gates(ranks, len(inner)).to(inner)
+        return inner * self._opened[key]
 
     def gates(self, ranks: dict[str, int], rows: int) -> Tensor:
         """[rows, 1, sum of ranks]: what each row multiplies the stacked inner products of the adapters by."""
@@ -113,6 +134,7 @@ class LoRALinear(nn.Module):
         self.base = base
         self.deltas = nn.ModuleDict()
         self.routing = routing
+        self.joint: Joint | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -132,6 +154,8 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [rows, time, in] -> [rows, time, out]."""
+        if self.joint is not None and self.joint.usable(x):
+            return self.joint.output(self, x)
         y: Tensor = self.base(x)
         if torch.is_grad_enabled():
             return self._stacked(y, x)
@@ -151,16 +175,13 @@ class LoRALinear(nn.Module):
 
         For training: slices would copy the whole gradient for each of them. One draw of dropout serves all.
         """
-        slices = self.routing.slices
-        names = dict.fromkeys(n for _, _, deltas in slices for n, _ in deltas if n in self.deltas)
+        names = [name for name in self.routing.names() if name in self.deltas]
         if not names:
             return y
         weights = [self.delta(name).weights(x.dtype) for name in names]
         down, up = torch.cat([a for a, _ in weights]), torch.cat([b for _, b in weights], dim=1)
-        inner = F.linear(self.delta(next(iter(names))).dropout(x), down)
-        if slices != [(0, None, tuple((name, 1.0) for name in names))]:
-            ranks = {name: len(a) for name, (a, _) in zip(names, weights, strict=True)}
-            inner = inner * self.routing.gates(ranks, len(x)).to(inner)
+        inner = F.linear(self.delta(names[0]).dropout(x), down)
+        inner = self.routing.opened(inner, {name: len(a) for name, (a, _) in zip(names, weights, strict=True)})
         return torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), up.t()).view_as(y)
 
 
@@ -175,13 +196,14 @@ def adapt(model: nn.Module, name: str, config: LoRAConfig, routing: Routing) -> 
     """Give every target layer of `model` a fresh delta `name`; B = 0, so that nothing changes yet."""
     for path, module in list(model.named_modules()):
         if config.adapts(path) and isinstance(module, (nn.Linear, LoRALinear)):
-            layer = module if isinstance(module, LoRALinear) else _wrap(model, path, module, routing)
+            layer = module if isinstance(module, LoRALinear) else wrap(model, path, routing)
             layer.deltas[name] = LoRADelta(layer.base, config).eval()
 
 
-def _wrap(model: nn.Module, path: str, linear: nn.Linear, routing: Routing) -> LoRALinear:
+def wrap(model: nn.Module, path: str, routing: Routing) -> LoRALinear:
+    """Put a layer that can be adapted in the place of the linear one at this path."""
     parent, _, leaf = path.rpartition(".")
-    layer = LoRALinear(linear, routing)
+    layer = LoRALinear(cast(nn.Linear, model.get_submodule(path)), routing)
     setattr(model.get_submodule(parent), leaf, layer)
     return layer
 

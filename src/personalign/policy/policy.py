@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from personalign.contracts import UserError
-from personalign.policy import attention, chat, lora
+from personalign.policy import attention, chat, joint, lora
 from personalign.types import Deltas, Messages, PolicySpec
 
 
@@ -30,6 +30,7 @@ class Policy:
         self.label = label
         self.cache = cache
         self.routing = lora.Routing()
+        self.packed_head = joint.install(self.model, self.routing)
         self.configs: dict[str, lora.LoRAConfig] = {}
         self.heads = nn.ModuleDict()
         self.user_deltas: dict[str, Deltas] = {}
@@ -73,7 +74,10 @@ class Policy:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., width] -> float32 logits [..., vocabulary]."""
-        scores: Tensor = self.model.get_output_embeddings()(hidden)
+        head: Any = self.model.get_output_embeddings()
+        if self.packed_head is not None and self.packed_head.usable(hidden):
+            head = self.packed_head
+        scores: Tensor = head(hidden)
         return scores.float()
 
     def logits_at(self, hidden: Tensor, candidates: Tensor) -> Tensor:
