@@ -54,7 +54,9 @@ class Packed:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
         if any(layer.bias is not None for layer in self.layers):
             none = [layer.weight.new_zeros(layer.out_features) for layer in self.layers]
-            self._bias = torch.cat([z if l.bias is None else l.bias for l, z in zip(self.layers, none, strict=True)])
+            self._bias = torch.cat(
+                [n if one.bias is None else one.bias for one, n in zip(self.layers, none, strict=True)]
+            )
 
 
 class Joint:
