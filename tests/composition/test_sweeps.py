@@ -119,6 +119,12 @@ def test_rows_and_base_may_be_experiment_files(own_house: Path) -> None:
     assert (two.cfg.name, two.cfg.sampling.top_k, two.cfg.sampling.n, two.cfg.memory.keep.k) == ("two", 5, 3, 9)
 
 
+def test_a_note_goes_with_every_cell_of_its_row(own_house: Path) -> None:
+    path = own_house / "sweeps" / "noted.yaml"
+    path.write_text("rows:\n  a: []\n  b: []\ngrid: {precision: [bf16, fp32]}\nnotes: {b: no winner}\n")
+    assert [cell.note for cell in cells(path)] == [None, None, "no winner", "no winner"]
+
+
 def test_a_grid_without_rows(own_house: Path) -> None:
     path = own_house / "sweeps" / "bare.yaml"
     path.write_text("grid:\n  precision: [bf16, fp32]\n")
@@ -170,6 +176,7 @@ def test_any_value_survives_the_grid(house: Path, value: Any) -> None:
             ["grid.yaml: a: foo=1: no such", 'grid.yaml: a: seed="x": must be'],
         ),
         ("rows:\n  a: []\nbaseline: b\n", ["baseline b is no row; there is a"]),
+        ("rows:\n  a: []\nnotes: {b: odd}\n", ["notes b is no row; there is a"]),
         ("rows:\n  a: []\nseed: [1]\n", ["grid.yaml: seed: no such key; did you mean seeds?"]),
         ("rows: [a]\n", ['grid.yaml: rows=["a"]: must be a mapping']),
         ("rows:\n  a: [generation=steer]\n", ["no cell is legal", "needs state.stance", "needs policy.features"]),

@@ -59,6 +59,7 @@ class Board:
             "identity": run.identity,
             "status": self.status(cell),
             "error": self.errors.get(cell.name, run.details().get("error")),
+            "note": cell.note,
         }
 
 

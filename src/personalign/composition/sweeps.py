@@ -4,6 +4,7 @@
     rows: {name: [overrides]}           grid: {key: [values]}, crossed with the rows
     seeds: [0, 1]                       baseline: the row that others are compared with
     published: numbers of the paper with their source, handed on as they are
+    notes: {row: what readers of the table should know of it}
 
 An override that ends in .yaml is an experiment file.
 """
@@ -42,6 +43,7 @@ class Cell:
     overrides: tuple[str, ...]
     cfg: DictConfig
     row: str
+    note: str | None = None
 
 
 @dataclass
@@ -66,6 +68,7 @@ class _File(BaseModel):
     seeds: list[NaturalInt] = []
     baseline: str | None = None
     published: Any = None
+    notes: dict[str, str] = {}
 
 
 def cells(path: str | Path) -> list[Cell]:
@@ -84,9 +87,9 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     sweep = Sweep(where, file.title or where.stem, file.baseline, file.published)
     mistakes: dict[str, str] = {}
     composed = cache(compose_choices)
-    for name, row, lines in _lines(file, tuple(overrides)):
+    for name, row, own, lines in _lines(file, tuple(overrides)):
         try:
-            sweep.cells.append(Cell(name, lines, _compose(lines, composed), row))
+            sweep.cells.append(Cell(name, lines, _compose(lines, composed), row, file.notes.get(own)))
         except IllegalComposition as error:
             sweep.left_out[name] = str(error)
         except UserError as error:
@@ -106,13 +109,16 @@ def _file(path: Path) -> _File:
     except ValidationError as error:
         lines = describe(error, data, known=_File.model_fields)
         raise UserError("\n".join(f"{path}: {line}" for line in lines)) from None
-    if file.baseline is not None and file.baseline not in file.rows:
-        raise UserError(f"{path}: baseline {file.baseline} is no row{nearest(file.baseline, file.rows)}")
+    named = [("baseline", file.baseline)] if file.baseline is not None else []
+    for key, row in [*named, *(("notes", row) for row in file.notes)]:
+        if row not in file.rows:
+            raise UserError(f"{path}: {key} {row} is no row{nearest(row, file.rows)}")
     return file
 
 
-def _lines(file: _File, last: tuple[str, ...]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """(name, row, overrides) of every cell: rows outermost, then the grid's keys as written, then seeds."""
+def _lines(file: _File, last: tuple[str, ...]) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
+    """(name, row with its point of the grid, row, overrides) of every cell: rows outermost, then the grid's keys as
+    written, then seeds."""
     base = [file.base] if isinstance(file.base, str) else file.base
     for row, own in file.rows.items():
         for values in itertools.product(*file.grid.values()):
@@ -120,7 +126,7 @@ def _lines(file: _File, last: tuple[str, ...]) -> Iterator[tuple[str, str, tuple
             label = ", ".join([*([row] if row else []), *point])
             for end in [[f"seed={seed}"] for seed in file.seeds] or [[]]:
                 named = [f"name={_text(label)}"] if label else []
-                yield ", ".join([label, *end]), label, (*base, *named, *own, *point, *end, *last)
+                yield ", ".join([label, *end]), label, row, (*base, *named, *own, *point, *end, *last)
 
 
 def _compose(lines: Sequence[str], composed: Composed) -> DictConfig:
