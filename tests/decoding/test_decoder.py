@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+from collections import Counter
+
 import pytest
 import torch
 
 from personalign.contracts import UserError
+from personalign.decoding import decoder
 from personalign.decoding.decoder import Decoder
-from personalign.decoding.rows import Job
+from personalign.decoding.rows import Job, Source, parts
 from personalign.policy.lora import LoRAConfig, parameters
 from personalign.policy.policy import Policy
 from personalign.types import Candidates, Chat, Deltas, Message, Plan, Sampling, Stream
@@ -74,6 +79,33 @@ def test_greedy_equals_transformers_generate(stopping: Policy, batch_size: int) 
     ours = decode(stopping, [plain(t) for t in TEXTS], batch_size)
     assert ours == [reference(stopping, t) for t in TEXTS]
     assert len({len(tokens) for tokens in ours}) >= 3, "rows must leave the batch at different times"
+
+
+@pytest.mark.parametrize("tokens", [1, 60, 100_000])
+def test_a_prefill_in_parts_of_any_size_gives_the_same(
+    guided: Policy, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deltas: list[Deltas] = [(), (("one", 1.0),), (("two", -0.5), ("one", 2.0))]
+    plans = [
+        Plan(
+            (Stream(chat(text)), Stream(chat(text + "!"), 0.7, deltas[i % 3])),
+            sampling=Sampling(max_new_tokens=8),
+        )
+        for i, text in enumerate(TEXTS)
+    ]
+    monkeypatch.setattr(decoder, "PREFILL_TOKENS", tokens)
+    assert decode(guided, plans) == [naive(guided, plan) for plan in plans]
+
+
+def test_parts_of_a_prefill_are_of_like_length_and_hold_every_source_once() -> None:
+    draw = random.Random(0)
+    sources = [Source(tuple(range(draw.randint(1, 60))), ((("a", 1.0),), ())[i % 2]) for i in range(40)]
+    found = parts(sources, 100)
+    assert Counter(source for part in found for source in part) == Counter(sources)
+    assert all(len(part) * max(len(s.ids) for s in part) <= 100 for part in found)
+    ends = [(min(len(s.ids) for s in part), max(len(s.ids) for s in part)) for part in found]
+    assert all(one[1] <= two[0] for one, two in itertools.pairwise(ends)) and len(found) > 5
+    assert all([bool(s.deltas) for s in part] == sorted(bool(s.deltas) for s in part) for part in found)
 
 
 def naive(policy: Policy, plan: Plan) -> tuple[int, ...]:

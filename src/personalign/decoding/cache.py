@@ -10,16 +10,17 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class RowLayer(CacheLayerMixin):
-    """Keys and values of one layer: buffers [rows, heads, capacity, width], of which `length` columns are filled.
+    """Keys and values of one layer: buffers [rows, heads, capacity, width], filled up to column `length`.
 
-    Writing in place spares the copy of the whole cache that concatenation costs at every token.
+    Writing in place spares the copy of the whole cache that concatenation costs at every token. A forward sees the
+    rows of `window` from column `start` on.
     """
 
     is_sliding = False
 
     def __init__(self, rows: int, capacity: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.rows, self.capacity, self.length = rows, capacity, 0
+        self.rows, self.capacity, self.start, self.length = rows, capacity, 0, 0
         self.window = slice(0, rows)
         self.buffers: list[Tensor] = []
 
@@ -36,9 +37,8 @@ class RowLayer(CacheLayerMixin):
         keys, values = self.buffers
         keys[self.window, :, self.length : stop] = key_states
         values[self.window, :, self.length : stop] = value_states
-        if self.window.stop == self.rows:
-            self.length = stop
-        return keys[self.window, :, :stop], values[self.window, :, :stop]
+        self.length = stop
+        return keys[self.window, :, self.start : stop], values[self.window, :, self.start : stop]
 
     def select(self, index: Tensor, start: int) -> None:
         """Keep the rows of `index` (repeats allowed) and the columns from `start` on."""
@@ -48,20 +48,24 @@ class RowLayer(CacheLayerMixin):
             torch.index_select(old[:, :, start : self.length], 0, index, out=new[:, :, :kept])
             self.buffers[i] = new
         self.rows, self.capacity, self.length = len(index), self.capacity - start, kept
-        self.window = slice(0, self.rows)
+        self.whole()
+
+    def whole(self) -> None:
+        """Let forwards see every row from the first column on."""
+        self.window, self.start = slice(0, self.rows), 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
+        return self.length - self.start + query_length, 0
 
     def get_seq_length(self) -> int:
-        return self.length
+        return self.length - self.start
 
     def get_max_length(self) -> int:
         return self.capacity
 
 
 class RowCache(Cache):
-    """One RowLayer per decoder layer; `window` limits a forward to some of the rows (prefill in parts)."""
+    """One RowLayer per decoder layer; prefill goes window by window."""
 
     def __init__(self, layers: int, rows: int, capacity: int) -> None:
         self.row_layers = [RowLayer(rows, capacity) for _ in range(layers)]
@@ -71,9 +75,14 @@ class RowCache(Cache):
     def capacity(self) -> int:
         return self.row_layers[0].capacity
 
-    def window(self, start: int, stop: int) -> None:
+    def window(self, first: int, stop: int, column: int) -> None:
+        """The next forward fills the rows from `first` to `stop`, from `column` on."""
         for layer in self.row_layers:
-            layer.window = slice(start, stop)
+            layer.window, layer.start, layer.length = slice(first, stop), column, column
+
+    def whole(self) -> None:
+        for layer in self.row_layers:
+            layer.whole()
 
     def select(self, index: Tensor, start: int) -> None:
         for layer in self.row_layers:

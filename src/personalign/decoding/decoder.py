@@ -22,8 +22,8 @@ from personalign.policy.policy import Policy
 from personalign.runtime.seeds import derive
 from personalign.types import Cost, Response
 
-PREFILL_TOKENS = 8192
-"""Padded tokens in one prefill forward: bounds its memory."""
+PREFILL_TOKENS = 2048
+"""Padded tokens in one prefill forward: bounds its memory, and few enough that prompts of like length are together."""
 
 Done = Callable[[list[Response]], None]
 
@@ -132,38 +132,33 @@ class _Batch:
 
     def _prefill(self) -> Tensor:
         """Feed every distinct source once, then spread cache and last hidden states over the rows."""
-        sources = list(dict.fromkeys(row.source for row in self.rows))
-        ids, offsets = layout.padded(sources, self.policy.pad_id)
-        width = ids.shape[1]
-        self.cache = RowCache(
-            self.policy.model.config.get_text_config().num_hidden_layers,
-            len(sources),
-            width + self.plan.sampling.max_new_tokens,
-        )
-        states = [self._prefill_part(sources, ids, offsets, part) for part in self._parts(len(sources), width)]
+        parts = layout.parts(list(dict.fromkeys(row.source for row in self.rows)), PREFILL_TOKENS)
+        sources = [source for part in parts for source in part]
+        width = max(len(source.ids) for source in sources)
+        layers = self.policy.model.config.get_text_config().num_hidden_layers
+        self.cache = RowCache(layers, len(sources), width + self.plan.sampling.max_new_tokens)
+        states = torch.cat([self._prefill_part(part, sources.index(part[0]), width) for part in parts])
         number = {source: i for i, source in enumerate(sources)}
         index = torch.tensor([number[row.source] for row in self.rows], device=self.policy.device)
-        if len(sources) < len(self.rows):
-            self.cache.select(index, 0)
+        if index.tolist() == list(range(len(sources))):
+            self.cache.whole()
         else:
-            self.cache.window(0, len(self.rows))
-        self.offsets = offsets[index.cpu()]
+            self.cache.select(index, 0)
+        self.offsets = torch.tensor([width - len(row.source.ids) for row in self.rows])
         self._arrange()
-        return torch.cat(states)[index]
+        return states[index]
 
-    def _parts(self, rows: int, width: int) -> list[slice]:
-        size = max(1, PREFILL_TOKENS // width)
-        return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
-
-    def _prefill_part(self, sources: list[Source], ids: Tensor, offsets: Tensor, part: slice) -> Tensor:
-        self.cache.window(part.start, part.stop)
-        self.policy.routing.by_row([source.deltas for source in sources[part]])
-        width, device = ids.shape[1], self.policy.device
-        padded = bool((offsets[part] > 0).any())
+    def _prefill_part(self, sources: list[Source], row: int, width: int) -> Tensor:
+        """The cache's rows from `row` on, up to column `width`; last hidden states [sources, width]."""
+        ids, offsets = layout.padded(sources, self.policy.pad_id)
+        longest, device = ids.shape[1], self.policy.device
+        self.cache.window(row, row + len(sources), width - longest)
+        self.policy.routing.by_row([source.deltas for source in sources])
+        padded = bool((offsets > 0).any())
         states = self.policy.hidden(
-            input_ids=ids[part].to(device),
-            attention_mask=layout.prefill_mask(offsets[part], width).to(device) if padded else None,
-            position_ids=(torch.arange(width)[None] - offsets[part, None]).clamp(min=0).to(device),
+            input_ids=ids.to(device),
+            attention_mask=layout.prefill_mask(offsets, longest).to(device) if padded else None,
+            position_ids=(torch.arange(longest)[None] - offsets[:, None]).clamp(min=0).to(device),
             past_key_values=self.cache,
             use_cache=True,
         )

@@ -88,6 +88,17 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: (bool(row.source.deltas), row.source.deltas))
 
 
+def parts(sources: Sequence[Source], tokens: int) -> list[list[Source]]:
+    """Sources of like length together, so that rows x longest stays within `tokens`; adapter by adapter in a part."""
+    found: list[list[Source]] = []
+    for source in sorted(sources, key=lambda source: len(source.ids)):
+        if found and (len(found[-1]) + 1) * len(source.ids) <= tokens:
+            found[-1].append(source)
+        else:
+            found.append([source])
+    return [sorted(part, key=lambda source: (bool(source.deltas), source.deltas)) for part in found]
+
+
 def padded(sources: Sequence[Source], pad: int) -> tuple[Tensor, Tensor]:
     """Left-padded ids [sources, width] and the number of padding columns of each [sources]."""
     width = max(len(source.ids) for source in sources)
