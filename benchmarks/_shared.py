@@ -24,7 +24,7 @@ import transformers  # noqa: E402
 import yaml  # noqa: E402
 
 from personalign.composition.home import home  # noqa: E402
-from personalign.policy import chat  # noqa: E402
+from personalign.policy import chat, lora  # noqa: E402
 from personalign.policy.policy import Policy  # noqa: E402
 
 WORDS = ["the", "a", "one", "river", "winter", "garden", "letter", "teacher", "window", "market", "bridge", "evening"]
@@ -58,6 +58,8 @@ def build(asked: argparse.Namespace) -> Policy:
 def plain(asked: argparse.Namespace) -> Any:
     """The same model as transformers has it: no wrapped layers, its own attention."""
     model = build(asked).model
+    for path, layer in list(lora.layers(model)):
+        model.set_submodule(path, layer.base)
     model.set_attn_implementation("sdpa")
     return model
 

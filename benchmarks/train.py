@@ -30,8 +30,8 @@ from _savings import Savings, Switched
 from _task import SEED, Task, render, task
 from torch import Tensor
 
-from personalign.alignment.batches import MicroBatches
-from personalign.alignment.preference import Preference, lengths, references
+from personalign.alignment.batches import Item, MicroBatches
+from personalign.alignment.preference import Preference, items, references
 from personalign.alignment.training import Lesson, train
 from personalign.policy import lora
 from personalign.runtime.fitting import Shard
@@ -58,11 +58,11 @@ def lever(given: Task, savings: Savings) -> bench.Clock:
     clock, stage, rows = bench.Clock(), given.stage, given.rows
     fitting = given.fitting(clock)
 
-    def prepare() -> tuple[Preference, dict[str, list[int]]]:
+    def prepare() -> tuple[Preference, dict[str, list[Item]]]:
         reference = references(given.policy, rows, (), fitting.cache) if savings.reference else {}
         objective = Switched(given.policy, rows, reference, {stage.adapter: ((stage.adapter, 1.0),)}, stage.beta)
         objective.savings = savings
-        return objective, lengths(rows)
+        return objective, items(rows)
 
     content = ["savings", asdict(savings)]
     lesson = Lesson(title=stage.adapter, trainee=stage.adapters, content=content, recipe=stage.recipe, prepare=prepare)
@@ -75,8 +75,8 @@ def their_trainer(given: Task, **changes: Any) -> Any:
     """TRL's trainer with our first weights and our order of the pairs."""
     stage, rows = given.stage, given.rows[given.stage.adapter]
     shard = Shard(rank=0, world=1, micro=stage.recipe.batch_size, accumulation=1)
-    sizes = lengths(given.rows)
-    batches = MicroBatches(sizes, shard, batch_size=stage.recipe.batch_size, steps=stage.recipe.steps, seed=SEED)
+    told = items(given.rows)
+    batches = MicroBatches(told, shard, batch_size=stage.recipe.batch_size, steps=stage.recipe.steps, seed=SEED)
     order = [i for batch in batches for i in batch[stage.adapter]]
     args = trl.settings(stage.recipe, stage.beta, given.asked.precision, given.folder / "trl", **changes)
     model = bench.plain(given.asked)
