@@ -70,6 +70,8 @@ class Joint:
         self._outputs: dict[int, Tensor] = {}
         self._stack: Stack | None = None
         self._state: State = []
+        self._parts: list[Part] = []
+        self._parts_for: tuple[object, int] = (None, 0)
 
     def usable(self, x: Tensor) -> bool:
         return self.packed.usable(x)
@@ -87,12 +89,22 @@ class Joint:
 
     def _forward(self, x: Tensor) -> Tensor:
         y = self.packed(x)
-        names = self.routing.names() if self.routing.slices else ()
-        parts = [(n, i, m.delta(n)) for n in names for i, m in enumerate(self.members) if n in m.deltas]
+        if not self.routing.slices:
+            return y
+        parts = self._used()
         if not parts:
             return y
         down, up, ranks = self._stacked(parts, x.dtype)
         return y.add_(F.linear(self.routing.opened(F.linear(x, down), ranks), up))
+
+    def _used(self) -> list[Part]:
+        """The adapters that any row uses here; looked up again when the routing, or what there is, has changed."""
+        now = self.routing.slices, self.routing.adapted
+        if self._parts_for[0] is not now[0] or self._parts_for[1] != now[1]:
+            names = self.routing.names()
+            self._parts = [(n, i, m.delta(n)) for n in names for i, m in enumerate(self.members) if n in m.deltas]
+            self._parts_for = now
+        return self._parts
 
     def _stacked(self, parts: list[Part], dtype: torch.dtype) -> Stack:
         """The adapters of all members as two matrices, made anew when one of them is another or has changed."""

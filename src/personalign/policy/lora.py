@@ -48,6 +48,8 @@ class Routing:
     """Which rows use which adapters now: (start, stop, deltas), rows outside every slice are plain base."""
 
     slices: list[tuple[int, int | None, Deltas]] = field(default_factory=list)
+    # How often adapters have come or gone.
+    adapted: int = 0
     # The gates of `_opened_for`, by ranks, rows and type: a forward asks for the same ones in every layer.
     _opened: dict[object, Tensor] = field(default_factory=dict)
     _opened_for: object = None
@@ -198,6 +200,7 @@ def adapt(model: nn.Module, name: str, config: LoRAConfig, routing: Routing) -> 
         if config.adapts(path) and isinstance(module, (nn.Linear, LoRALinear)):
             layer = module if isinstance(module, LoRALinear) else wrap(model, path, routing)
             layer.deltas[name] = LoRADelta(layer.base, config).eval()
+    routing.adapted += 1
 
 
 def wrap(model: nn.Module, path: str, routing: Routing) -> LoRALinear:
@@ -218,3 +221,4 @@ def drop(model: nn.Module, name: str) -> None:
     for _, layer in layers(model):
         if name in layer.deltas:
             del layer.deltas[name]
+            layer.routing.adapted += 1
