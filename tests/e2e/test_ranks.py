@@ -24,6 +24,10 @@ SMALL = [
     "requests.pairs=2",
     "data.users=4",
     "data.pool=shipped",
+    # Opposed users would cancel in a pooled gradient, and AdamW would make steps of the rounding that is left.
+    "data.kind=dirichlet",
+    "data.min_gap=0.5",
+    "alignment.dpo.learning_rate=0.0005",
     "decoding.batch_size=2",
     "alignment=dpo",
     "alignment.dpo.steps=3",
