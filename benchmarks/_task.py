@@ -100,6 +100,7 @@ def task(asked: Namespace, folder: Path) -> Task:
     changes = {"steps": asked.steps + 1, "batch_size": asked.batch, "warmup": 0.0, "checkpoint_every": asked.steps + 1}
     stage = DPO(**{**values, **changes})
     policy = bench.build(asked)
+    policy.cache = folder / "cache"  # so that the reference is computed, and timed, once here
     return Task(
         asked, policy, stage, Made(policy, stage.recipe.steps * asked.batch, asked.prompt, asked.answer), folder
     )

@@ -59,7 +59,7 @@ def lever(given: Task, savings: Savings) -> bench.Clock:
     fitting = given.fitting(clock)
 
     def prepare() -> tuple[Preference, dict[str, list[Item]]]:
-        reference = references(given.policy, rows, (), fitting.cache) if savings.reference else {}
+        reference = references(given.policy, rows, ()) if savings.reference else {}
         objective = Switched(given.policy, rows, reference, {stage.adapter: ((stage.adapter, 1.0),)}, stage.beta)
         objective.savings = savings
         return objective, items(rows)
@@ -97,7 +97,7 @@ def first_weights(given: Task) -> dict[str, Tensor]:
 def reference_times(given: Task) -> tuple[float, float]:
     """Seconds for the reference log-probs of all pairs: ours, TRL's. Ours stay on disk."""
     started = time.perf_counter()
-    references(given.policy, given.rows, (), given.folder / "cache")
+    references(given.policy, given.rows, ())
     return time.perf_counter() - started, trl.reference_seconds(their_trainer(given))
 
 

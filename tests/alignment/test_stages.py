@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import peft
@@ -21,7 +20,7 @@ from personalign.alignment.training import share
 from personalign.contracts import UserError
 from personalign.policy import lora
 from personalign.policy.heads import HiddenHead, StanceHead
-from personalign.policy.logprobs import Branches, score_answers
+from personalign.policy.logprobs import Branches, answer_logprobs
 from personalign.policy.policy import Policy
 from personalign.policy.tiny import random_llama
 from personalign.runtime.fitting import Fitting
@@ -50,7 +49,7 @@ def test_dpo_prefers_what_was_chosen(
     base, after = [], []
     for deltas, into in (((), base), (policy.spec.aligned, after)):
         with policy.using(deltas):
-            into += [float(a.sum()) for a in score_answers(policy, [row])[0]]
+            into += [float(a.sum()) for a in answer_logprobs(policy, [row])]
     assert (after[0] - base[0]) - (after[1] - base[1]) > 1
 
 
@@ -107,7 +106,7 @@ def test_sft_makes_chosen_answers_likelier(
     rows = [Branches(tuple(policy.encode(p.request.messages)), (tuple(policy.encode_answer(p.chosen)),)) for p in pairs]
 
     def mean() -> float:
-        return float(torch.cat([answers[0] for answers in score_answers(policy, rows)]).mean())
+        return float(torch.cat([answer_logprobs(policy, [row])[0] for row in rows]).mean())
 
     before = mean()
     SFT(**{**sft_values, "steps": 20}).fit(policy, given(pairs), render, make_fitting())
@@ -299,7 +298,7 @@ def test_the_stance_head_tells_opposed_users_apart(
     Pad(**{**pad_values, "steps": 1}).fit(policy, data, render, make_fitting())
     users = [pair.request.user for pair in pairs if pair.request.user in texts]
     wanted = torch.tensor([[-1.0, 0.0] if user == "u1" else [1.0, 0.0] for user in users])
-    monkeypatch.setattr(stance_head, "feature_margins", lambda policy, rows, cache: wanted[: len(rows)] * 5)
+    monkeypatch.setattr(stance_head, "feature_margins", lambda policy, rows: wanted[: len(rows)] * 5)
     stage = PadStanceHead(**{**head_values, "beta": 1.0, "steps": 40, "learning_rate": 0.05})
     figures = stage.fit(policy, data, render, make_fitting())
     head = policy.heads["stance"]
@@ -316,16 +315,15 @@ def test_feature_margins_equal_the_log_ratios(
     given: Make,
     render: Any,
     make_fitting: Make,
-    tmp_path: Path,
 ) -> None:
     Pad(**pad_values).fit(policy, given(pairs), render, make_fitting())
     prompt = tuple(policy.encode(pairs[0].request.messages))
     row = Branches(prompt, (tuple(policy.encode_answer("Yes.")), tuple(policy.encode_answer("No way."))))
-    found = feature_margins(policy, [row], tmp_path)
+    found = feature_margins(policy, [row])
 
     def sums(deltas: Any) -> list[float]:
         with policy.using(deltas):
-            return [float(a.sum()) for a in score_answers(policy, [row])[0]]
+            return [float(a.sum()) for a in answer_logprobs(policy, [row])]
 
     base = sums(())
     for k, deltas in enumerate(policy.spec.features.values()):

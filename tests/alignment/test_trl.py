@@ -10,7 +10,7 @@ import torch
 
 from personalign.alignment.preference import Preference
 from personalign.policy import lora
-from personalign.policy.logprobs import Branches, score_answers
+from personalign.policy.logprobs import Branches, answer_logprobs
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.policy import Policy
 from personalign.policy.tiny import byte_tokenizer, random_llama
@@ -70,7 +70,7 @@ def test_loss_and_gradient_equal_trls(tiny: Policy, tmp_path: Path) -> None:
     expected = their_loss(trainer)
     expected.backward()
 
-    reference = torch.stack([torch.stack([a.sum() for a in row]) for row in score_answers(tiny, ROWS)])
+    reference = torch.stack([torch.stack([a.sum() for a in answer_logprobs(tiny, [row])]) for row in ROWS])
     objective = Preference(tiny, {"a": ROWS}, {"a": reference}, {"a": (("a", 1.0),)}, 0.1)
     loss, figures = objective({"a": [0, 1, 2]})
     loss.backward()

@@ -75,7 +75,7 @@ class DPO(Stage):
         rows = {self.adapter: encode(policy, pairs, render, self.limits)}
 
         def prepare() -> tuple[Preference, dict[str, list[Item]]]:
-            reference = references(policy, rows, before, fitting.cache)
+            reference = references(policy, rows, before)
             return Preference(policy, rows, reference, {self.adapter: after}, self.beta), items(rows)
 
         content = ["dpo", fingerprint(policy, before), self.adapters, self.beta, rows]

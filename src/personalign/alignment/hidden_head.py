@@ -68,7 +68,7 @@ class PadHiddenHead(Stage):
         rows = {HEAD: encode(policy, pairs, render, self.limits)}
 
         def prepare() -> tuple[Preference, dict[str, list[Item]]]:
-            reference = references(policy, rows, (), fitting.cache)
+            reference = references(policy, rows, ())
             return Preference(policy, rows, reference, {HEAD: aligned}, self.beta, HEAD), items(rows)
 
         content = ["hidden head", fingerprint(policy, aligned), self.beta, rows]

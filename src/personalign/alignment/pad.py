@@ -95,7 +95,7 @@ class Pad(Stage):
         deltas = {d: ((names[d], 1.0),) for d in dimensions}
 
         def prepare() -> tuple[Preference, dict[str, list[Item]]]:
-            reference = references(policy, rows, (), fitting.cache)
+            reference = references(policy, rows, ())
             return Preference(policy, rows, reference, deltas, self.beta), items(rows)
 
         adapters = Adapters(tuple(names.values()), self.config, self.depth)

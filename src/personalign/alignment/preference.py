@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,10 +22,10 @@ def items(rows: Rows) -> dict[str, list[Item]]:
     return {group: [Item(row.length, frozenset(row.answers)) for row in some] for group, some in rows.items()}
 
 
-def references(policy: Policy, rows: Rows, deltas: Deltas, cache: Path) -> dict[str, Tensor]:
+def references(policy: Policy, rows: Rows, deltas: Deltas) -> dict[str, Tensor]:
     """Reference log-probs [rows, 2] of every group under `deltas`, each answer read once (see `reference`)."""
     flat = [row for some in rows.values() for row in some]
-    values = sequence_logprobs(policy, flat, deltas, cache, "reference log-probs")
+    values = sequence_logprobs(policy, flat, deltas, policy.cache, "reference log-probs")
     return dict(zip(rows, values.split_with_sizes([len(some) for some in rows.values()]), strict=True))
 
 

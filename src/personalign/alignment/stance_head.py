@@ -28,8 +28,6 @@ from personalign.policy.reference import fingerprint, sequence_logprobs
 from personalign.types import Pair
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from personalign.policy.logprobs import Branches
     from personalign.policy.policy import Policy
     from personalign.runtime.fitting import Fitting
@@ -76,8 +74,9 @@ class PadStanceHead(Stage):
         )
 
     def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
-        told = {pair.id: text for pair in nonempty(data.pairs("train"), HEAD) if (text := said(data, pair)) is not None}
-        chosen = share([pair for pair in data.pairs("train") if pair.id in told], self.pairs)
+        pairs = nonempty(data.pairs("train"), HEAD)
+        told = {pair.id: text for pair in pairs if (text := said(data, pair)) is not None}
+        chosen = share([pair for pair in pairs if pair.id in told], self.pairs)
         if not chosen:
             raise UserError(
                 "no user with training pairs stated a preference, which the stance head is trained on: "
@@ -90,7 +89,7 @@ class PadStanceHead(Stage):
         def prepare() -> tuple[Stances, dict[str, list[Item]]]:
             embeddings = {text: embed(policy, text).cpu() for text in dict.fromkeys(texts)}
             head.standardise(torch.stack(list(embeddings.values())))
-            features = feature_margins(policy, rows, fitting.cache)
+            features = feature_margins(policy, rows)
             statements = torch.stack([embeddings[text] for text in texts])
             return Stances(head, statements, features, self.beta), {HEAD: [Item(1, i) for i in range(len(rows))]}
 
@@ -122,11 +121,11 @@ def said(data: Data, pair: Pair) -> str | None:
     return str(max(stated, key=lambda event: event.time).payload["text"]) if stated else None
 
 
-def feature_margins(policy: Policy, rows: Sequence[Branches], cache: Path) -> Tensor:
+def feature_margins(policy: Policy, rows: Sequence[Branches]) -> Tensor:
     """log pihat_k/p_ref (chosen) - log pihat_k/p_ref (rejected) of every pair and feature: [pairs, K], in nats."""
-    reference = sequence_logprobs(policy, rows, (), cache, "reference log-probs")
+    reference = sequence_logprobs(policy, rows, (), policy.cache, "reference log-probs")
     found = [
-        margins(sequence_logprobs(policy, rows, deltas, cache, f"feature {dimension}"), reference)
+        margins(sequence_logprobs(policy, rows, deltas, policy.cache, f"feature {dimension}"), reference)
         for dimension, deltas in policy.spec.features.items()
     ]
     return torch.stack(found, dim=-1)

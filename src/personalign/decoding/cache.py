@@ -35,8 +35,8 @@ class RowLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         stop = self.length + key_states.shape[2]
         keys, values = self.buffers
-        for buffer in self.buffers:
-            buffer[self.window, :, : self.start] = 0  # hidden by a mask, but what is there must be a number
+        if self.start:  # hidden by a mask later on, but what is there must be a number
+            keys[self.window, :, : self.start] = values[self.window, :, : self.start] = 0
         keys[self.window, :, self.length : stop] = key_states
         values[self.window, :, self.length : stop] = value_states
         self.length = stop

@@ -116,16 +116,3 @@ def batches(rows: Sequence[Branches], max_tokens: int) -> list[list[int]]:
         else:
             result.append([i])
     return result
-
-
-@torch.no_grad()
-def score_answers(
-    policy: Policy, rows: Sequence[Branches], max_tokens: int = 4096, head: str | None = None
-) -> list[list[Tensor]]:
-    """Log-probs of every answer of every row without gradients, in batches of similar length."""
-    result: list[list[Tensor]] = [[] for _ in rows]
-    for batch in batches(rows, max_tokens):
-        flat = iter(answer_logprobs(policy, [rows[i] for i in batch], head))
-        for i in batch:
-            result[i] = [next(flat) for _ in rows[i].answers]
-    return result
