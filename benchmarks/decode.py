@@ -10,6 +10,7 @@ The adapters add nothing (B = 0): every side answers the same up to rounding, an
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 from argparse import Namespace
@@ -60,12 +61,24 @@ def documents(policy: Policy, n: int, tokens: int) -> list[Chat]:
     return [Chat((Message("user", bench.text(policy, draw, tokens - frame)),)) for _ in range(n)]
 
 
-def plans(chats: list[Chat], features: int, new: int) -> list[Plan]:
+def name(feature: int, depth: float) -> str:
+    return f"f{feature}_{round(100 * depth)}"
+
+
+def adapt(policy: Policy, features: int, depth: float) -> None:
+    """So many features as adapters in the upper `depth` of the layers, as the alignment stages place them."""
+    total = policy.model.config.num_hidden_layers
+    upper = tuple(range(total - max(1, round(depth * total)), total))
+    for k in range(features):
+        policy.add_adapter(name(k, depth), LoRAConfig(8, 16.0, 0.0, TARGETS, upper))
+
+
+def plans(chats: list[Chat], features: int, new: int, depth: float = 1.0) -> list[Plan]:
     """PAD with so many features, each a LoRA adapter on the same base; 0 is the base alone."""
     sampling = Sampling(max_new_tokens=new)
     if not features:
         return [Plan((Stream((chat,)),), sampling=sampling) for chat in chats]
-    guides = [((f"f{k}", 1.0),) for k in range(features)]
+    guides = [((name(k, depth), 1.0),) for k in range(features)]
     return [
         Plan(
             (Stream((chat,), 1.0 - BETA), *[Stream((chat,), BETA / features, deltas) for deltas in guides]),
@@ -129,13 +142,13 @@ def compare(title: str, first: Callable[[], Answers], second: Callable[[], Answe
     """Print the median rates of both, the median ratio, and how long the answers of each were."""
     lengths: dict[str, list[int]] = {}
 
-    def side(name: str, work: Callable[[], Answers]) -> float:
-        lengths[name] = [len(answer) for answer in work()]
-        return sum(lengths[name])
+    def side(key: str, work: Callable[[], Answers]) -> float:
+        lengths[key] = [len(answer) for answer in work()]
+        return sum(lengths[key])
 
-    sides = {name: partial(bench.rate, partial(side, name, work)) for name, work in (("a", first), ("b", second))}
+    sides = {key: partial(bench.rate, partial(side, key, work)) for key, work in (("a", first), ("b", second))}
     found = bench.in_turn(sides, repeats)
-    a, b = (statistics.median(found[name]) for name in "ab")
+    a, b = (statistics.median(found[key]) for key in "ab")
     told = " and ".join(f"{min(n)}/{statistics.median(n):g}/{max(n)}" for n in lengths.values())
     print(
         f"{title:52s} {a:8.2f} {b:8.2f} tokens/s   ratio {bench.ratio(found['a'], found['b']):6.2f}   {told}",
@@ -156,10 +169,10 @@ def pad_part(asked: Namespace, bare: Policy, guided: Policy) -> None:
     for size in asked.batches:
         chats = questions(size)
         second = partial(ours, bare, plans(chats, 0, asked.new))
-        for features in asked.features:
-            first = partial(ours, guided, plans(chats, features, asked.new))
+        for depth, features in itertools.product(asked.depths, asked.features):
+            first = partial(ours, guided, plans(chats, features, asked.new, depth))
             with endless(bare, guided):
-                compare(f"PAD K={features}, one stream; batch {size}", first, second, asked.repeats)
+                compare(f"PAD K={features} depth {depth}, one stream; batch {size}", first, second, asked.repeats)
 
 
 def loop_part(asked: Namespace, guided: Policy) -> None:
@@ -181,6 +194,7 @@ def options() -> Namespace:
     made.add_argument("--new", type=int, default=128, help="tokens of an answer at most")
     made.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="64 at most")
     made.add_argument("--features", type=int, nargs="+", default=[1, 3, 6])
+    made.add_argument("--depths", type=float, nargs="+", default=[1.0, 0.5], help="share of the layers with adapters")
     made.add_argument("--prompt", type=int, default=500, help="tokens of a prompt beside the loop")
     made.add_argument("--loop-new", type=int, default=8, help="tokens that the loop without a cache makes")
     made.add_argument("--loop-batches", type=int, nargs="+", default=[1, 8])
@@ -190,8 +204,8 @@ def options() -> Namespace:
 def main() -> None:
     asked = options()
     bare, guided = bench.build(asked), bench.build(asked)
-    for k in range(max(asked.features)):
-        guided.add_adapter(f"f{k}", LoRAConfig(8, 16.0, 0.0, TARGETS))
+    for depth in {1.0, *asked.depths}:
+        adapt(guided, max(asked.features), depth)
     print(bench.machine(asked))
     print("Behind each ratio: the shortest/median/longest answer of both sides, in tokens.")
     if "generate" in asked.parts:

@@ -31,7 +31,7 @@ def ratios(text: str) -> list[float]:
 def test_decode_prints_a_ratio_for_every_comparison() -> None:
     sizes = ("--new", "6", "--batches", "1", "3", "--features", "1", "2", "--prompt", "60", "--loop-new", "3")
     text = said("decode", *sizes, "--loop-batches", "2")
-    assert len(ratios(text)) == 2 + 2 * 2 + 2
+    assert len(ratios(text)) == 2 + 2 * 2 * 2 + 2
     assert all(ratio > 0 for ratio in ratios(text))
     assert "6/6/6 and 3/3/3" in text  # the loop makes fewer tokens, and says so
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from personalign.contracts import UserError
-from personalign.decoding import decoder
+from personalign.decoding import batch
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job, Source, parts
 from personalign.policy.lora import LoRAConfig, parameters
@@ -43,12 +43,15 @@ def decode(policy: Policy, plans: list[Plan], batch_size: int = 8) -> list[tuple
     return [order[job.request] for job in jobs]
 
 
-@pytest.fixture
-def guided(tiny: Policy) -> Policy:
-    """The tiny policy with two strong random adapters, one of them on some of the layers only."""
+@pytest.fixture(params=[None, (1,)], ids=["all_layers", "upper_layer"])
+def guided(tiny: Policy, request: pytest.FixtureRequest) -> Policy:
+    """The tiny policy with two strong random adapters, on some linear layers each: of all layers, or of the upper one.
+
+    In the second case rows that read the same tokens are one row below.
+    """
     generator = torch.Generator().manual_seed(3)
     for name, targets in (("one", ("q_proj", "v_proj", "down_proj")), ("two", ("k_proj", "gate_proj"))):
-        tiny.add_adapter(name, LoRAConfig(4, 8, 0.0, targets))
+        tiny.add_adapter(name, LoRAConfig(4, 8, 0.0, targets, request.param))
         for p in parameters(tiny.model, name):
             torch.nn.init.normal_(p, std=0.15, generator=generator)
     return tiny
@@ -88,12 +91,12 @@ def test_a_prefill_in_parts_of_any_size_gives_the_same(
     deltas: list[Deltas] = [(), (("one", 1.0),), (("two", -0.5), ("one", 2.0))]
     plans = [
         Plan(
-            (Stream(chat(text)), Stream(chat(text + "!"), 0.7, deltas[i % 3])),
+            (Stream(chat(text)), Stream(chat(text + "!"), 0.7, deltas[i % 3]), Stream(chat(text), 0.3, deltas[2])),
             sampling=Sampling(max_new_tokens=8),
         )
         for i, text in enumerate(TEXTS)
     ]
-    monkeypatch.setattr(decoder, "PREFILL_TOKENS", tokens)
+    monkeypatch.setattr(batch, "PREFILL_TOKENS", tokens)
     assert decode(guided, plans) == [naive(guided, plan) for plan in plans]
 
 
@@ -102,7 +105,9 @@ def test_parts_of_a_prefill_are_of_like_length_and_hold_every_source_once() -> N
     sources = [Source(tuple(range(draw.randint(1, 60))), ((("a", 1.0),), ())[i % 2]) for i in range(40)]
     found = parts(sources, 100)
     assert Counter(source for part in found for source in part) == Counter(sources)
-    assert all(len(part) * max(len(s.ids) for s in part) <= 100 for part in found)
+    texts = [{source.ids for source in part} for part in found]
+    assert sum(map(len, texts)) == len(set().union(*texts)), "sources with the same ids are in one part"
+    assert all(len(part) * max(map(len, ids)) <= 100 or len(ids) == 1 for part, ids in zip(found, texts, strict=True))
     ends = [(min(len(s.ids) for s in part), max(len(s.ids) for s in part)) for part in found]
     assert all(one[1] <= two[0] for one, two in itertools.pairwise(ends)) and len(found) > 5
     assert all([bool(s.deltas) for s in part] == sorted(bool(s.deltas) for s in part) for part in found)
@@ -186,6 +191,19 @@ def test_equal_greedy_plans_are_decoded_once_and_given_to_each(tiny: Policy, mon
     responses = Decoder(tiny, 8).generate([Job(f"r{i}", plain("Hi")) for i in range(5)])
     assert set(rows) == {1}
     assert len({r.tokens for r in responses}) == 1 and [r.request for r in responses] == [f"r{i}" for i in range(5)]
+
+
+@pytest.mark.parametrize("upper", [(0, 1), (1,)])
+def test_rows_that_read_the_same_are_one_row_below_their_adapters(tiny: Policy, upper: tuple[int, ...]) -> None:
+    for name in ("one", "two"):
+        tiny.add_adapter(name, LoRAConfig(4, 8, 0.0, ("q_proj",), upper))
+    seen: dict[int, list[int]] = {0: [], 1: []}
+    for i, layer in enumerate(tiny.model.get_decoder().layers):
+        layer.register_forward_hook(lambda _, __, states, i=i: seen[i].append(len(states)))
+    guides = [Stream(chat("Hi"), 0.5, ((name, 1.0),)) for name in ("one", "two")]
+    plan = Plan((Stream(chat("Hi")), Stream(chat("Hi there"), -1.0), *guides), sampling=Sampling(max_new_tokens=3))
+    decode(tiny, [plan])
+    assert set(seen[1]) == {4} and set(seen[0]) == ({4} if upper == (0, 1) else {2})
 
 
 def test_cost_counts_every_stream(guided: Policy) -> None:

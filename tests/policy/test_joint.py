@@ -82,6 +82,24 @@ def test_a_changed_or_another_adapter_of_the_name_is_seen(policy: Policy) -> Non
         assert torch.equal(third, layer(x.clone()))
 
 
+def test_weights_are_packed_anew_for_more_adapters_not_for_fewer(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, pack = [], joint.pack
+    monkeypatch.setattr(joint, "pack", lambda weight: packed.append(weight.shape) or pack(weight))
+    (_, layer), *_ = lora.layers(policy.model)
+    x = torch.randn(4, 1, 32).bfloat16()
+    seen = []
+    for rows in ([()] * 4, MIXTURES[2], MIXTURES[1], [()] * 4, MIXTURES[2]):
+        policy.routing.by_row(rows)
+        with torch.no_grad():
+            y = layer(x.clone())
+            _ = [member(x) for member in layer.joint.members[1:]] if layer.joint else []
+        torch.testing.assert_close(y.float(), apart(layer, x).float(), atol=0.05, rtol=0.03)
+        seen.append(len(packed))
+    assert seen == [1, 3, 3, 3, 3], "weights once, then weights and B with every adapter, and no more"
+
+
 def test_changed_base_weights_are_packed_again(policy: Policy) -> None:
     (_, layer), *_ = lora.layers(policy.model)
     x = torch.randn(2, 1, 32).bfloat16()
@@ -92,7 +110,7 @@ def test_changed_base_weights_are_packed_again(policy: Policy) -> None:
 
 
 def test_gradients_take_the_plain_way(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Packed, "__call__", lambda self, x: pytest.fail("packed under a gradient"))
+    monkeypatch.setattr(Packed, "__call__", lambda self, x, stack=None: pytest.fail("packed under a gradient"))
     policy.routing.all_rows((("a", 1.0),))
     states = policy.hidden(input_ids=torch.tensor([[5, 6, 7]]))
     states.float().sum().backward()

@@ -67,25 +67,29 @@ class RowLayer(CacheLayerMixin):
 
 
 class RowCache(Cache):
-    """One RowLayer per decoder layer; prefill goes window by window."""
+    """One RowLayer per decoder layer; prefill goes window by window.
 
-    def __init__(self, layers: int, rows: int, capacity: int) -> None:
-        self.row_layers = [RowLayer(rows, capacity) for _ in range(layers)]
-        super().__init__(layers=list(self.row_layers))
+    The lowest `depth` layers hold the trunk's rows (see `policy.trunk`), those above all rows.
+    """
+
+    def __init__(self, layers: int, rows: int, capacity: int, depth: int = 0, trunk_rows: int = 0) -> None:
+        self.trunk = [RowLayer(trunk_rows, capacity) for _ in range(depth)]
+        self.crown = [RowLayer(rows, capacity) for _ in range(layers - depth)]
+        super().__init__(layers=[*self.trunk, *self.crown])
 
     @property
     def capacity(self) -> int:
-        return self.row_layers[0].capacity
+        return self.crown[0].capacity
 
-    def window(self, first: int, stop: int, column: int) -> None:
-        """The next forward fills the rows from `first` to `stop`, from `column` on."""
-        for layer in self.row_layers:
-            layer.window, layer.start, layer.length = slice(first, stop), column, column
+    def window(self, rows: slice, trunk_rows: slice, column: int) -> None:
+        """The next forward fills these rows from `column` on."""
+        for layers, window in ((self.trunk, trunk_rows), (self.crown, rows)):
+            for layer in layers:
+                layer.window, layer.start, layer.length = window, column, column
 
-    def whole(self) -> None:
-        for layer in self.row_layers:
-            layer.whole()
-
-    def select(self, index: Tensor, start: int) -> None:
-        for layer in self.row_layers:
-            layer.select(index, start)
+    def select(self, rows: Tensor, trunk_rows: Tensor, start: int) -> None:
+        """Keep these rows (repeats allowed) and the columns from `start` on."""
+        for layers, index in ((self.trunk, trunk_rows), (self.crown, rows)):
+            same = start == 0 and bool(layers) and index.tolist() == list(range(layers[0].rows))
+            for layer in layers:
+                layer.whole() if same else layer.select(index, start)

@@ -89,13 +89,19 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
 
 
 def parts(sources: Sequence[Source], tokens: int) -> list[list[Source]]:
-    """Sources of like length together, so that rows x longest stays within `tokens`; adapter by adapter in a part."""
-    found: list[list[Source]] = []
+    """Sources of like length together, so that rows x longest stays within `tokens`; adapter by adapter in a part.
+
+    Sources with the same ids stay in one part.
+    """
+    texts: dict[tuple[int, ...], list[Source]] = {}
     for source in sorted(sources, key=lambda source: len(source.ids)):
-        if found and (len(found[-1]) + 1) * len(source.ids) <= tokens:
-            found[-1].append(source)
+        texts.setdefault(source.ids, []).append(source)
+    found: list[list[Source]] = []
+    for ids, alike in texts.items():
+        if found and (len(found[-1]) + len(alike)) * len(ids) <= tokens:
+            found[-1] += alike
         else:
-            found.append([source])
+            found.append(list(alike))
     return [sorted(part, key=lambda source: (bool(source.deltas), source.deltas)) for part in found]
 
 

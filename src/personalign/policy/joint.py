@@ -1,8 +1,9 @@
 """Linear layers that read the same input, as one product, for forwards without gradients on the CPU.
 
 In decoding a forward has few rows: the time goes into reading weights and into calls. So q, k and v (and gate and up)
-are computed at once, from weights in the layout that the CPU's kernel wants, and all adapters of all rows in two
-further products. The values are those of the single layers, up to rounding.
+are computed at once, from weights in the layout that the CPU's kernel wants. The A of every adapter that is in use
+stands below those weights, and one further product adds what all B make of it. The values are those of the single
+layers, up to rounding.
 """
 
 from __future__ import annotations
@@ -12,15 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from personalign.policy.lora import LoRADelta, LoRALinear, Routing, wrap
 
 # An adapter's name, the number of the member that it is on, and its weights there.
 Part = tuple[str, int, LoRADelta]
-# A of all parts one below the other [R, in]; B as blocks [sum of out, R]; and how much of R is whose.
-Stack = tuple[Tensor, Tensor, dict[str, int]]
-State = list[tuple[LoRADelta, int]]
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 PACKED_BYTES = 2**31  # packed weights stand beside the plain ones, which training needs: larger models do without
@@ -31,7 +28,8 @@ class Packed:
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         self.layers = layers
-        self._version: tuple[tuple[int, int], ...] = ()
+        self.size = sum(layer.out_features for layer in layers)
+        self._version: object = None
         self._weight = torch.empty(0)
         self._bias: Tensor | None = None
 
@@ -40,23 +38,51 @@ class Packed:
         fits = x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.is_grad_enabled()
         return fits and all(layer.weight.data_ptr() for layer in self.layers)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [..., in] -> [..., sum of out]."""
-        version = tuple((layer.weight.data_ptr(), layer.weight._version) for layer in self.layers)
+    def __call__(self, x: Tensor, stack: Stack | None = None) -> Tensor:
+        """x [..., in] -> [..., size], and A x of the stack [..., R] beside it."""
+        version = (stack, *((layer.weight.data_ptr(), layer.weight._version) for layer in self.layers))
         if version != self._version:
-            self._pack()
+            self._pack(stack)
             self._version = version
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
         return y
 
-    def _pack(self) -> None:
-        weight = torch.cat([layer.weight.detach() for layer in self.layers])
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    def _pack(self, stack: Stack | None) -> None:
+        below = [] if stack is None else [stack.down]
+        self._weight = pack(torch.cat([*(layer.weight.detach() for layer in self.layers), *below]))
         if any(layer.bias is not None for layer in self.layers):
-            none = [layer.weight.new_zeros(layer.out_features) for layer in self.layers]
-            self._bias = torch.cat(
-                [n if one.bias is None else one.bias for one, n in zip(self.layers, none, strict=True)]
-            )
+            zeros = [layer.weight.new_zeros(layer.out_features) for layer in self.layers]
+            biases = [z if one.bias is None else one.bias for one, z in zip(self.layers, zeros, strict=True)]
+            self._bias = torch.cat([*biases, *(part.new_zeros(len(part)) for part in below)])
+
+
+def pack(weight: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    return packed
+
+
+class Stack:
+    """Adapters of layers with one input as two matrices: A one below the other [R, in], B as blocks [size, R]."""
+
+    def __init__(self, parts: Sequence[Part], sizes: Sequence[int], dtype: torch.dtype) -> None:
+        self.versions = {delta: delta.version for _, _, delta in parts}
+        self.down = torch.cat([delta.weights(dtype)[0] for _, _, delta in parts])
+        self.ranks: dict[str, int] = {}  # how much of R is whose
+        up = torch.zeros(sum(sizes), len(self.down), dtype=dtype)
+        for name, member, delta in parts:
+            rows, start = slice(sum(sizes[:member]), sum(sizes[: member + 1])), sum(self.ranks.values())
+            up[rows, start : start + len(delta.A)] = delta.weights(dtype)[1]
+            self.ranks[name] = self.ranks.get(name, 0) + len(delta.A)
+        self._up = pack(up)
+
+    def holds(self, parts: Sequence[Part]) -> bool:
+        """Whether these adapters are in it as they are now; there may be more."""
+        return all(self.versions.get(delta) == delta.version for _, _, delta in parts)
+
+    def add(self, inner: Tensor, y: Tensor) -> Tensor:
+        """y [..., size] plus B inner, for inner [..., R]."""
+        found: Tensor = torch.ops.mkldnn._linear_pointwise.binary(inner, y, self._up, None, "add")
+        return found
 
 
 class Joint:
@@ -69,7 +95,6 @@ class Joint:
         self._input: Tensor | None = None
         self._outputs: dict[int, Tensor] = {}
         self._stack: Stack | None = None
-        self._state: State = []
         self._parts: list[Part] = []
         self._parts_for: tuple[object, int] = (None, 0)
 
@@ -88,44 +113,25 @@ class Joint:
         return found
 
     def _forward(self, x: Tensor) -> Tensor:
-        y = self.packed(x)
-        if not self.routing.slices:
-            return y
         parts = self._used()
-        if not parts:
-            return y
-        down, up, ranks = self._stacked(parts, x.dtype)
-        return y.add_(F.linear(self.routing.opened(F.linear(x, down), ranks), up))
+        if parts and (self._stack is None or not self._stack.holds(parts)):
+            self._stack = Stack(parts, self.sizes, x.dtype)
+        if self._stack is None:
+            return self.packed(x)
+        sizes = [self.packed.size, len(self._stack.down)]
+        y, inner = torch.split(self.packed(x, self._stack), sizes, dim=-1)
+        return self._stack.add(self.routing.opened(inner, self._stack.ranks), y) if parts else y
 
     def _used(self) -> list[Part]:
         """The adapters that any row uses here; looked up again when the routing, or what there is, has changed."""
         now = self.routing.slices, self.routing.adapted
+        if self._parts_for[1] != now[1]:
+            self._stack = None
         if self._parts_for[0] is not now[0] or self._parts_for[1] != now[1]:
             names = self.routing.names()
             self._parts = [(n, i, m.delta(n)) for n in names for i, m in enumerate(self.members) if n in m.deltas]
             self._parts_for = now
         return self._parts
-
-    def _stacked(self, parts: list[Part], dtype: torch.dtype) -> Stack:
-        """The adapters of all members as two matrices, made anew when one of them is another or has changed."""
-        state = [(delta, delta.A._version + delta.B._version) for _, _, delta in parts]
-        if self._stack is None or not _same(self._state, state) or self._stack[0].dtype != dtype:
-            self._stack, self._state = self._make(parts, dtype), state
-        return self._stack
-
-    def _make(self, parts: list[Part], dtype: torch.dtype) -> Stack:
-        ranks: dict[str, int] = {}
-        up = torch.zeros(sum(self.sizes), sum(len(delta.A) for _, _, delta in parts), dtype=dtype)
-        for name, member, delta in parts:
-            rows = slice(sum(self.sizes[:member]), sum(self.sizes[: member + 1]))
-            start = sum(ranks.values())
-            up[rows, start : start + len(delta.A)] = delta.weights(dtype)[1]
-            ranks[name] = ranks.get(name, 0) + len(delta.A)
-        return torch.cat([delta.weights(dtype)[0] for _, _, delta in parts]), up, ranks
-
-
-def _same(first: State, second: State) -> bool:
-    return len(first) == len(second) and all(a is b and x == y for (a, x), (b, y) in zip(first, second, strict=True))
 
 
 def install(model: Any, routing: Routing) -> Packed | None:

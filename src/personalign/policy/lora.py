@@ -108,13 +108,17 @@ class LoRADelta(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self._cast: tuple[int, Tensor, Tensor] | None = None
 
+    @property
+    def version(self) -> int:
+        """How often the masters were written to."""
+        return self.A._version + self.B._version
+
     def weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """A and scale * B in `dtype`; cached while no gradient is wanted and the masters are unchanged."""
         if torch.is_grad_enabled() and self.A.requires_grad:
             return self.A.to(dtype), (self.B * self.scale).to(dtype)
-        version = self.A._version + self.B._version
-        if self._cast is None or self._cast[0] != version or not self._usable(self._cast[2], dtype):
-            self._cast = (version, self.A.detach().to(dtype), (self.B.detach() * self.scale).to(dtype))
+        if self._cast is None or self._cast[0] != self.version or not self._usable(self._cast[2], dtype):
+            self._cast = (self.version, self.A.detach().to(dtype), (self.B.detach() * self.scale).to(dtype))
         return self._cast[1], self._cast[2]
 
     def _usable(self, cast: Tensor, dtype: torch.dtype) -> bool:
