@@ -141,7 +141,7 @@ LORA: dict[str, Any] = {
 
 @pytest.fixture
 def dpo_values() -> dict[str, Any]:
-    return {**RECIPE, **LORA, "adapter": "aligned", "beta": 0.1, "pairs": None}
+    return {**RECIPE, **LORA, "adapter": "aligned", "beta": 0.1, "imitation": 0.0, "pairs": None}
 
 
 @pytest.fixture

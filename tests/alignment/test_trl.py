@@ -80,3 +80,21 @@ def test_loss_and_gradient_equal_trls(tiny: Policy, tmp_path: Path) -> None:
     for name, parameter in ours.items():
         assert parameter.grad is not None and theirs[name].grad is not None
         torch.testing.assert_close(parameter.grad, theirs[name].grad, atol=1e-4, rtol=1e-4)
+
+
+def test_imitation_adds_what_transformers_says_of_the_chosen_answers(tiny: Policy) -> None:
+    tiny.add_adapter("a", LoRAConfig(4, 8.0, 0.0, TARGETS))
+    for parameter in lora.parameters(tiny.model, "a"):
+        torch.nn.init.normal_(parameter, std=0.1)
+    reference = torch.zeros(len(ROWS), 2)
+    losses = [
+        float(Preference(tiny, {"a": ROWS}, {"a": reference}, {"a": (("a", 1.0),)}, 0.1, imitation=w)({"a": [0, 2]})[0])
+        for w in (0.0, 0.5)
+    ]
+    expected = []
+    for row in (ROWS[0], ROWS[2]):
+        ids = torch.tensor([row.prompt + row.answers[0]])
+        labels = torch.tensor([(-100,) * len(row.prompt) + row.answers[0]])
+        with tiny.using((("a", 1.0),)), torch.no_grad():
+            expected.append(float(tiny.model(ids, labels=labels).loss))
+    assert losses[1] - losses[0] == pytest.approx(0.5 * sum(expected) / 2, abs=1e-5)

@@ -24,7 +24,8 @@ class DPO(Stage):
     """One LoRA adapter from all users' pairs by the DPO loss (arXiv 2305.18290, eq. 7).
 
     The prompts are those that generation renders: with a preference prompt the policy is conditioned on the user,
-    with the plain one it is one policy for all (pooled). The reference is the policy as it stands before.
+    with the plain one it is one policy for all (pooled). The reference is the policy as it stands before. `imitation`
+    weighs the chosen answer's negative log-probability a token beside the loss (DPO + NLL, arXiv 2404.19733).
     """
 
     needs = ("pairs",)
@@ -42,6 +43,7 @@ class DPO(Stage):
         targets: list[str],
         depth: Fraction,
         beta: PositiveFloat,
+        imitation: NonNegativeFloat,
         learning_rate: PositiveFloat,
         warmup: Fraction,
         schedule: Literal["constant", "linear", "cosine"],
@@ -56,7 +58,7 @@ class DPO(Stage):
     ) -> None:
         self.adapters = Adapters((adapter,), LoRAConfig(rank, alpha, dropout, tuple(targets)), depth)
         self.limits = Limits(max_prompt, max_answer)
-        self.adapter, self.beta, self.pairs = adapter, beta, pairs
+        self.adapter, self.beta, self.imitation, self.pairs = adapter, beta, imitation, pairs
         self.recipe = Recipe(
             learning_rate=learning_rate,
             warmup=warmup,
@@ -76,9 +78,10 @@ class DPO(Stage):
 
         def prepare() -> tuple[Preference, dict[str, list[Item]]]:
             reference = references(policy, rows, before)
-            return Preference(policy, rows, reference, {self.adapter: after}, self.beta), items(rows)
+            deltas = {self.adapter: after}
+            return Preference(policy, rows, reference, deltas, self.beta, imitation=self.imitation), items(rows)
 
-        content = ["dpo", fingerprint(policy, before), self.adapters, self.beta, rows]
+        content = ["dpo", fingerprint(policy, before), self.adapters, self.beta, self.imitation, rows]
         lesson = Lesson(title=self.adapter, trainee=self.adapters, content=content, recipe=self.recipe, prepare=prepare)
         figures = train(policy, fitting, lesson)
         policy.spec = replace(policy.spec, aligned=after)
