@@ -87,8 +87,8 @@ class System:
 
     def prepare(self) -> None:
         """Tie the parts together and let memory take in every user's history."""
-        self.data.require(self._needs())
         self.data.bind(self.truth, self.sample)
+        self.data.require(self._needs())
         for user in self.data.users():
             for event in self.data.events(user):
                 for memory in self.memory:

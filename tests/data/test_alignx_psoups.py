@@ -7,15 +7,16 @@ import os
 import random
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
 
-from personalign.contracts import UserError
+from personalign.contracts import Reward, UserError
 from personalign.data.alignx_psoups import AlignXPSoups, short_name
-from personalign.types import SPLITS
+from personalign.types import SPLITS, Request, Score, UserState
 
 EARLIER = "Pair-wise Comparative Feedback"
 FRIENDLY, UNFRIENDLY = "Answer in a friendly way, like a pal.", "Answer in an UNFRIENDLY way."
@@ -60,6 +61,7 @@ def part(path: Path | str, **changes: Any) -> AlignXPSoups:
         "history": 12,
         "limit": None,
         "stances": {},
+        "declared": False,
     }
     return AlignXPSoups(path=str(path), **{**values, **changes})
 
@@ -229,6 +231,34 @@ def test_only_truth_reads_the_stances(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lacks an entry of data.stances"):
         told.require(("truth",))
     part(path, personas=["phd"], stances=stances).require(("truth", "events.choice"))
+
+
+def test_a_declared_stance_is_the_first_thing_that_is_known(tmp_path: Path) -> None:
+    path, stances = write(tmp_path, rows()), {"friendly": {"warmth": 1.0}}
+    silent, told = part(path, stances=stances), part(path, stances=stances, declared=True)
+    added = [event for event in told.events("friendly") if event not in silent.events("friendly")]
+    assert [(e.kind, e.payload, e.time) for e in added] == [("stance", {"stance": {"warmth": 1.0}}, 0.0)]
+    assert told.events("phd") == silent.events("phd"), "there is none to declare"
+    told.require(("events.stance",))
+    with pytest.raises(UserError, match=r"lacks personas that declare their stance \(data.declared=true\)"):
+        silent.require(("events.stance",))
+    assert told.fingerprint() != silent.fingerprint()
+
+
+def test_a_true_reward_labels_the_pairs(tmp_path: Path) -> None:
+    class Length(Reward):
+        def score(self, request: Request, state: UserState, responses: Sequence[str]) -> list[Score]:
+            return [Score(0.0, {"length": float(len(text)), "vowels": float(text.count("a"))}) for text in responses]
+
+    data = part(write(tmp_path, rows()))
+    assert not any(pair.labels for pair in data.pairs("train"))
+    with pytest.raises(UserError, match=r"lacks a true reward to label pairs by \(reward@truth=exact\)"):
+        data.require(("labels",))
+    data.bind(Length(), lambda requests, sampling: [])
+    data.require(("labels",))
+    for pair in data.pairs("train"):
+        vowels = pair.chosen.count("a") - pair.rejected.count("a")
+        assert pair.labels == {"length": len(pair.chosen) - len(pair.rejected), "vowels": vowels}
 
 
 def test_fingerprint_is_of_bytes_and_settings(tmp_path: Path) -> None:

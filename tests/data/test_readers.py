@@ -271,7 +271,7 @@ def test_no_bytes_give_a_traceback(data: bytes) -> None:
         parts = [
             Jsonl(path=name, **files, **fractions),
             *(Jsonl(path=None, **{**files, file: f"{name}/pairs.jsonl"}, **fractions) for file in files),
-            AlignXPSoups(path=name, files=["pairs"], personas=None, history=4, stances={}, **fractions),
+            AlignXPSoups(path=name, files=["pairs"], personas=None, history=4, stances={}, declared=False, **fractions),
             PSoupsEval(path=name, files=["users"], statements={}, stances={}, users={"u": []}, limit=None),
         ]
         for part in parts:

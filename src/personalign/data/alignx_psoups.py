@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from personalign.contracts import Data, Fraction, NaturalInt, PositiveInt, StanceValue, UserError
+from personalign.contracts import Data, Fraction, NaturalInt, PositiveInt, Reward, Sampler, StanceValue, UserError
 from personalign.data.readers import Reader, Row, nearest, refuse
 from personalign.data.sources import find_files
 from personalign.data.splits import check_fractions, check_splits, digest, normalise, split_of
@@ -51,10 +51,11 @@ class AlignXPSoups(Data):
 
     A persona's history is its statement, its commonest profile and up to `history` earlier choices. None of
     it comes from a validation or test prompt, and a training request whose prompt is in the history is asked
-    at that moment, so that memory cannot give its answer away. Within a split, prompts are in hash order.
+    at that moment, so that memory cannot give its answer away. Within a split, prompts are in hash order. With a
+    true reward, pairs are labelled by its dimensions; personas tell their stance only where they are `declared`.
     """
 
-    provides = ("events.statement", "events.attribute", "events.choice", "pairs", "truth")
+    provides = ("events.statement", "events.attribute", "events.choice", "events.stance", "pairs", "labels", "truth")
     paper = "arXiv 2503.15463; personas of arXiv 2310.11564"
     node = "benchmarks / personalized"
 
@@ -70,11 +71,16 @@ class AlignXPSoups(Data):
         history: NaturalInt,
         limit: PositiveInt | None,
         stances: dict[str, dict[str, StanceValue]],
+        declared: bool,
     ) -> None:
         check_fractions(validation, test)
         self._path, self._files, self._personas = path, files, personas
         self._validation, self._test, self._seed = validation, test, seed
-        self._history, self._limit, self._stances = history, limit, stances
+        self._history, self._limit, self._stances, self._declared = history, limit, stances, declared
+        self._reward: Reward | None = None
+
+    def bind(self, truth: Reward | None, sampler: Sampler) -> None:
+        self._reward = truth
 
     def users(self) -> Sequence[str]:
         return tuple(self._table.events)
@@ -83,10 +89,21 @@ class AlignXPSoups(Data):
         return self._table.events[user]
 
     def requests(self, split: str) -> Sequence[Request]:
-        return tuple({pair.request.id: pair.request for pair in self.pairs(split)}.values())
+        return tuple({pair.request.id: pair.request for pair in self._of(split)}.values())
 
     def pairs(self, split: str) -> Sequence[Pair]:
-        return tuple(p for pairs in self._table.pairs.values() for p in pairs if p.request.split == split)
+        return tuple(self._labelled(pair) for pair in self._of(split))
+
+    def _of(self, split: str) -> list[Pair]:
+        return [p for pairs in self._table.pairs.values() for p in pairs if p.request.split == split]
+
+    def _labelled(self, pair: Pair) -> Pair:
+        """The pair with r_d(chosen) - r_d(rejected) of every dimension that the true reward rates."""
+        if self._reward is None:
+            return pair
+        state = self.truth(pair.request) or UserState()
+        chosen, rejected = self._reward.score(pair.request, state, [pair.chosen, pair.rejected])
+        return replace(pair, labels={d: value - rejected.dimensions[d] for d, value in chosen.dimensions.items()})
 
     def fingerprint(self) -> str:
         return self._table.fingerprint
@@ -100,6 +117,10 @@ class AlignXPSoups(Data):
         lacks = {}
         if not all(self._stances.get(user) for user in self.users()):
             lacks["truth"] = "an entry of data.stances for each persona"
+        if self._reward is None:
+            lacks["labels"] = "a true reward to label pairs by (reward@truth=exact)"
+        if not self._declared:
+            lacks["events.stance"] = "personas that declare their stance (data.declared=true)"
         if not any(event.kind == "choice" for user in self.users() for event in self.events(user)):
             lacks["events.choice"] = "earlier choices (data.history)"
         refuse(names, lacks, self._path)
@@ -118,7 +139,7 @@ class AlignXPSoups(Data):
         return Table({user: self._events(user, items[user]) for user in chosen}, pairs, fingerprint)
 
     def _settings(self) -> dict[str, object]:
-        names = ("personas", "validation", "test", "seed", "history", "limit", "stances")
+        names = ("personas", "validation", "test", "seed", "history", "limit", "stances", "declared")
         return {name: getattr(self, f"_{name}") for name in names}
 
     def _take(self, row: Row, items: dict[str, list[Item]]) -> None:
@@ -161,6 +182,8 @@ class AlignXPSoups(Data):
         if profiles:
             commonest = min(profiles, key=lambda text: (-profiles[text], text))
             events.append(_event(user, 0, "attribute", {"name": "profile", "value": commonest}))
+        if self._declared and self._stances.get(user):
+            events.append(_event(user, 0, "stance", {"stance": dict(self._stances[user])}))
         past = enumerate(self._past(items), start=1)
         return (*events, *(_event(user, time, "choice", choice._asdict()) for time, choice in past))
 
@@ -208,8 +231,8 @@ def _choice(row: Row) -> Choice:
     return choice
 
 
-def _event(user: str, time: int, kind: EventKind, payload: Mapping[str, str]) -> Event:
-    id = f"{user}/{digest(kind, *payload.values())}"
+def _event(user: str, time: int, kind: EventKind, payload: Mapping[str, object]) -> Event:
+    id = f"{user}/{digest(kind, *map(str, payload.values()))}"
     return Event(id=id, user=user, time=float(time), kind=kind, payload=payload, source="alignx_psoups")
 
 
