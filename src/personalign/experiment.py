@@ -23,7 +23,7 @@ from personalign.runtime.files import read_jsonl
 from personalign.runtime.fitting import Fitting
 from personalign.runtime.launch import run_ranks
 from personalign.runtime.loggers import log_result, make_logger
-from personalign.runtime.operators import require_compiler
+from personalign.runtime.operators import require_deepspeed
 from personalign.runtime.provenance import provenance
 from personalign.runtime.ranks import Rank, check, join, started, wait_for_all
 from personalign.runtime.rundir import RunDir
@@ -82,8 +82,8 @@ class Experiment:
     def _all_ranks(self, me: Rank | None) -> None:
         """The work in this process, or in as many as the trainer says unless somebody has started them."""
         trainer = self.cfg.trainer
-        if trainer.strategy == "deepspeed" and trainer.accelerator == "cpu" and self.cfg.alignment:
-            require_compiler()
+        if trainer.strategy == "deepspeed" and self.cfg.alignment:
+            require_deepspeed(trainer.accelerator)
         if me is not None:
             self.work(me.rank, me.world)
         elif trainer.strategy == "none":

@@ -20,6 +20,13 @@ def test_no_compiler_is_said_before_anything_is_built(tmp_path: Path, monkeypatc
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize(("accelerator", "other"), [("cpu", "ddp_cpu"), ("cuda", "ddp")])
+def test_no_deepspeed_is_said(accelerator: str, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operators.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=rf"DeepSpeed is not installed: .* or use trainer={other}$"):
+        operators.require_deepspeed(accelerator)
+
+
 def test_a_build_that_fails_is_one_line(tmp_path: Path) -> None:
     class Builder:
         def load(self, verbose: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import io
 import os
 import sys
@@ -16,6 +17,15 @@ from personalign.contracts import UserError
 from personalign.runtime.doctor import compiler
 from personalign.runtime.files import make_folder, plain_errors
 from personalign.runtime.progress import track
+
+
+def require_deepspeed(accelerator: str) -> None:
+    """Raise UserError where DeepSpeed is missing, or what it builds with on CPU cores."""
+    if importlib.util.find_spec("deepspeed") is None:
+        other = "ddp_cpu" if accelerator == "cpu" else "ddp"
+        raise UserError(f"DeepSpeed is not installed: `pip install deepspeed` (Linux), or use trainer={other}")
+    if accelerator == "cpu":
+        require_compiler()
 
 
 def require_compiler() -> None:
