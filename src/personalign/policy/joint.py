@@ -9,7 +9,7 @@ layers, up to rounding.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ class Packed:
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         self.layers = layers
+        # Read past nn.Module's attribute look-up, which takes longer than all else here.
+        self._found = [layer._parameters for layer in layers]
         self.size = sum(layer.out_features for layer in layers)
         self._version: object = None
         self._weight = torch.empty(0)
@@ -36,11 +38,14 @@ class Packed:
     def usable(self, x: Tensor) -> bool:
         """Whether this is a case for it; a weight that is elsewhere just now (ZeRO-3) has no address."""
         fits = x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.is_grad_enabled()
-        return fits and all(layer.weight.data_ptr() for layer in self.layers)
+        return fits and all(weight.data_ptr() for weight in self._weights())
+
+    def _weights(self) -> list[Tensor]:
+        return [cast(Tensor, found["weight"]) for found in self._found]
 
     def __call__(self, x: Tensor, stack: Stack | None = None) -> Tensor:
         """x [..., in] -> [..., size], and A x of the stack [..., R] beside it."""
-        version = (stack, *((layer.weight.data_ptr(), layer.weight._version) for layer in self.layers))
+        version = [stack, *((weight.data_ptr(), weight._version) for weight in self._weights())]
         if version != self._version:
             self._pack(stack)
             self._version = version
@@ -65,7 +70,7 @@ class Stack:
     """Adapters of layers with one input as two matrices: A one below the other [R, in], B as blocks [size, R]."""
 
     def __init__(self, parts: Sequence[Part], sizes: Sequence[int], dtype: torch.dtype) -> None:
-        self.versions = {delta: delta.version for _, _, delta in parts}
+        self._versions = {delta: delta.version for _, _, delta in parts}
         self.down = torch.cat([delta.weights(dtype)[0] for _, _, delta in parts])
         self.ranks: dict[str, int] = {}  # how much of R is whose
         up = torch.zeros(sum(sizes), len(self.down), dtype=dtype)
@@ -77,7 +82,7 @@ class Stack:
 
     def holds(self, parts: Sequence[Part]) -> bool:
         """Whether these adapters are in it as they are now; there may be more."""
-        return all(self.versions.get(delta) == delta.version for _, _, delta in parts)
+        return all(self._versions.get(delta) == delta.version for _, _, delta in parts)
 
     def add(self, inner: Tensor, y: Tensor) -> Tensor:
         """y [..., size] plus B inner, for inner [..., R]."""
@@ -99,13 +104,14 @@ class Joint:
         self._parts_for: tuple[object, int] = (None, 0)
 
     def usable(self, x: Tensor) -> bool:
-        return self.packed.usable(x)
+        known = self._input is x and not torch.is_grad_enabled()
+        return known or self.packed.usable(x)
 
     def output(self, member: LoRALinear, x: Tensor) -> Tensor:
         """What `member` makes of x [rows, time, in]."""
         if self._input is not x or id(member) not in self._outputs:
             self._input = x
-            parts = torch.split(self._forward(x), self.sizes, dim=-1)
+            parts = self._forward(x).split_with_sizes(self.sizes, -1)
             self._outputs = dict(zip(map(id, self.members), parts, strict=True))
         found = self._outputs.pop(id(member))
         if not self._outputs:
@@ -118,8 +124,7 @@ class Joint:
             self._stack = Stack(parts, self.sizes, x.dtype)
         if self._stack is None:
             return self.packed(x)
-        sizes = [self.packed.size, len(self._stack.down)]
-        y, inner = torch.split(self.packed(x, self._stack), sizes, dim=-1)
+        y, inner = self.packed(x, self._stack).split_with_sizes([self.packed.size, len(self._stack.down)], -1)
         return self._stack.add(self.routing.opened(inner, self._stack.ranks), y) if parts else y
 
     def _used(self) -> list[Part]:

@@ -75,7 +75,8 @@ class Routing:
 
     def opened(self, inner: Tensor, ranks: dict[str, int]) -> Tensor:
         """inner [rows, time, sum of ranks], of which each row keeps its own adapters' part, weighted."""
-        if self.slices == [(0, None, tuple((name, 1.0) for name in ranks))]:
+        whole = len(self.slices) == 1 and self.slices[0][1] is None
+        if whole and self.slices[0][2] == tuple((name, 1.0) for name in ranks):
             return inner
         if self._opened_for is not self.slices:
             self._opened, self._opened_for = {}, self.slices
@@ -111,7 +112,8 @@ class LoRADelta(nn.Module):
     @property
     def version(self) -> int:
         """How often the masters were written to."""
-        return self.A._version + self.B._version
+        masters = self._parameters  # past nn.Module's attribute look-up: every forward asks in every layer
+        return cast(Tensor, masters["A"])._version + cast(Tensor, masters["B"])._version
 
     def weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """A and scale * B in `dtype`; cached while no gradient is wanted and the masters are unchanged."""
