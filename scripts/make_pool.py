@@ -16,7 +16,7 @@ from pathlib import Path
 from personalign.contracts import UserError
 from personalign.data.exact_pool import SHIPPED, Pool, prompts, read_pool, write_pool
 from personalign.data.exact_source import header, sample
-from personalign.reward.dimensions import DIMENSIONS, rate
+from personalign.ratings.dimensions import DIMENSIONS, rate
 from personalign.types import Sampling
 
 

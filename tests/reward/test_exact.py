@@ -12,11 +12,12 @@ import yaml
 
 from personalign.contracts import UserError
 from personalign.data.exact_pool import SHIPPED, read_pool
-from personalign.reward.dimensions import DIMENSIONS, rate
+from personalign.ratings.dimensions import DIMENSIONS, rate
 from personalign.reward.exact import Exact
 from personalign.types import Message, Request, Stance, UserState
 
 CONF = Path(__file__).parents[2] / "conf"
+RATINGS: dict[str, Any] = yaml.safe_load((CONF / "config.yaml").read_text())["ratings"]
 REQUEST = Request(id="r", user="u", messages=(Message("user", "Hello?"),))
 TEXTS = ["I love you, dear friend!", "This is terrible. I hate the cold, and so do they.", ""]
 
@@ -27,7 +28,7 @@ def values(path: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def exact() -> Exact:
-    return Exact(**values("reward/exact.yaml"))
+    return Exact(**RATINGS)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_opposite_users_have_opposite_rewards(exact: Exact) -> None:
 def test_no_text_wins_by_an_outlier(exact: Exact) -> None:
     absurd = "happy! " * 5000
     assert all(abs(value) <= 3.0 for value in exact.ratings(absurd).values())
-    free = Exact(**{**values("reward/exact.yaml"), "clip": None})
+    free = Exact(**{**RATINGS, "clip": None})
     assert free.ratings(absurd)["length"] > 3.0
 
 
@@ -88,11 +89,11 @@ def test_a_dimension_that_cannot_be_computed_is_named(exact: Exact) -> None:
 )
 def test_wrong_scales_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Exact(**{**values("reward/exact.yaml"), **change})
+        Exact(**{**RATINGS, **change})
 
 
 def test_the_scales_are_those_of_the_shipped_pool(ratings: list[dict[str, float]]) -> None:
-    conf = values("reward/exact.yaml")
+    conf = RATINGS
     assert list(conf["center"]) == list(conf["scale"]) == list(DIMENSIONS)
     for name in DIMENSIONS:
         column = [rating[name] for rating in ratings]
