@@ -116,6 +116,7 @@ class Values(_Strict):
     devices: PositiveInt
     micro_batch: PositiveInt
     rounds: NaturalInt
+    memory_budget: PositiveInt | None
     sampling: SamplingValues
     decoding: DecodingValues
     requests: RequestValues
