@@ -1,4 +1,4 @@
-"""Make the pool of base answers that ships with `exact_users`, and print the scales of reward=exact.
+"""Make the pool of base answers that ships with `exact_users`, and print the scales of its ratings.
 
     python scripts/make_pool.py                     sample with the default model, write the shipped file
     python scripts/make_pool.py --statistics        read the shipped file, print center and scale alone

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,9 @@ from hypothesis import strategies as st
 
 from personalign.budget import within
 from personalign.types import Snippet, Stance, UserState
+
+if TYPE_CHECKING:
+    from personalign.policy.policy import Policy
 
 STANCE = Stance(("warmth",), (1.0,))
 
@@ -71,6 +76,25 @@ def test_the_longest_beginning_that_fits(states: list[UserState], budget: int) -
     assert kept == everything[: len(kept)]
     assert sum(map(words, kept)) <= budget
     assert len(kept) == len(everything) or sum(map(words, everything[: len(kept) + 1])) > budget
+
+
+def test_a_system_counts_tokens_of_its_policy(tiny: Policy) -> None:
+    """The tiny model's tokens are bytes, so that the budget can be told from the texts alone."""
+    from personalign import compose
+    from personalign.system import System
+
+    def recalled(budget: int | None) -> UserState:
+        given = "null" if budget is None else budget
+        system = System(compose(["memory=[statement,recency]", "data.pool=shipped", f"memory_budget={given}"]), tiny)
+        system.prepare()
+        return system.state(system.requests()[0])
+
+    everything = recalled(None)
+    assert everything.profile and len(everything.snippets) == 4
+    enough = sum(len(text.encode()) for text in (everything.profile, *(s.text for s in everything.snippets[:2])))
+    assert recalled(enough) == replace(everything, snippets=everything.snippets[:2])
+    assert recalled(enough - 1) == replace(everything, snippets=everything.snippets[:1])
+    assert recalled(1) == UserState()
 
 
 def test_profiles_of_several_memories_stand_line_by_line() -> None:

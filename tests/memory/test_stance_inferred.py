@@ -189,6 +189,13 @@ def test_wrong_dimensions_are_refused(infer: Make, names: list[str], message: st
         infer(dimensions=names)
 
 
+def test_one_scale_for_memory_and_reward() -> None:
+    cfg = compose(["memory=stance_inferred", "reward@guide=exact", "ratings.clip=2", "ratings.center.warmth=0.5"])
+    for node in (cfg.memory.stance_inferred, cfg.guide, cfg.truth):
+        assert {key: node[key] for key in ("center", "scale", "clip")} == cfg.ratings
+    assert (cfg.ratings.clip, cfg.ratings.center.warmth) == (2.0, 0.5)
+
+
 def test_the_whole_way_with_pad(tmp_path: Path) -> None:
     """Inferred stances weigh PAD's features: every dimension's, for each user who has chosen."""
     from personalign import Experiment
