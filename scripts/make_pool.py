@@ -1,4 +1,4 @@
-"""Make the pool of base answers that ships with `exact_users`, and print the scales of reward=exact.
+"""Make the pool of base answers that ships with `exact_users`, and print the scales of its ratings.
 
     python scripts/make_pool.py                     sample with the default model, write the shipped file
     python scripts/make_pool.py --statistics        read the shipped file, print center and scale alone
@@ -16,7 +16,7 @@ from pathlib import Path
 from personalign.contracts import UserError
 from personalign.data.exact_pool import SHIPPED, Pool, prompts, read_pool, write_pool
 from personalign.data.exact_source import header, sample
-from personalign.reward.dimensions import DIMENSIONS, rate
+from personalign.ratings.dimensions import DIMENSIONS, rate
 from personalign.types import Sampling
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from personalign.budget import within
 from personalign.composition.build import build, build_many
 from personalign.contracts import (
     Boundary,
@@ -107,9 +108,11 @@ class System:
                 reward.bind(self.policy, self.plan)
 
     def state(self, request: Request) -> UserState:
-        """What memory recalls for a request, its members merged in their order."""
+        """What memory recalls for a request, its members merged in their order, within the budget if there is one."""
         if request.id not in self._states:
-            recalled = (memory.recall(request, self.policy) for memory in self.memory)
+            recalled = [memory.recall(request, self.policy) for memory in self.memory]
+            if self.cfg.memory_budget is not None:
+                recalled = within(recalled, self.cfg.memory_budget, self.policy.tokens)
             self._states[request.id] = reduce(UserState.merged, recalled, UserState())
         return self._states[request.id]
 

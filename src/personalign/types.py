@@ -114,10 +114,11 @@ class UserState:
     vectors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def merged(self, later: UserState) -> UserState:
-        """Combine two memories in order: snippets append, the later of two single values wins."""
+        """Combine two memories in order: snippets append, profiles line by line; else the later value wins."""
+        profiles = [profile for profile in (self.profile, later.profile) if profile is not None]
         return UserState(
             snippets=self.snippets + later.snippets,
-            profile=later.profile if later.profile is not None else self.profile,
+            profile="\n".join(profiles) if profiles else None,
             stance=later.stance if later.stance is not None else self.stance,
             vectors={**self.vectors, **later.vectors},
         )

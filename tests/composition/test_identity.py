@@ -42,6 +42,7 @@ def test_what_leaves_the_result_leaves_the_name(house: Path, same: list[str]) ->
         ["rounds=1"],
         ["requests.limit=3"],
         ["sampling.n=2"],
+        ["memory_budget=100"],
         ["generation.beta=1.5"],
         ["generation.where=/c/x"],
         ["memory=[keep,stance]"],

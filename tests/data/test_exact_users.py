@@ -22,7 +22,7 @@ from personalign.data.exact_pool import SHIPPED, prompts, read_pool
 from personalign.data.exact_stances import Persona
 from personalign.data.exact_statements import PHRASES, TOPICS, statement
 from personalign.data.exact_users import ExactUsers
-from personalign.reward.dimensions import DIMENSIONS
+from personalign.ratings.dimensions import DIMENSIONS
 from personalign.reward.exact import Exact
 from personalign.types import Request, Sampling
 
@@ -34,7 +34,7 @@ def values(path: str) -> dict[str, Any]:
     return {k: v for k, v in yaml.safe_load((CONF / path).read_text()).items() if k != "_target_"}
 
 
-TRUTH = Exact(**values("reward/exact.yaml"))
+TRUTH = Exact(**yaml.safe_load((CONF / "config.yaml").read_text())["ratings"])
 
 
 SMOLLM2 = values("model/smollm2.yaml")

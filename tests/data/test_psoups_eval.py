@@ -12,7 +12,7 @@ import yaml
 
 from personalign.contracts import UserError
 from personalign.data.psoups_eval import PSoupsEval
-from personalign.reward.dimensions import DIMENSIONS
+from personalign.ratings.dimensions import DIMENSIONS
 
 CONF = Path(__file__).parents[2] / "conf" / "data" / "psoups_eval.yaml"
 REAL = Path(os.environ.get("PERSONALIGN_DATA", "")) / "psoups_eval"

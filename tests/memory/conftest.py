@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from personalign.contracts import Memory
 from personalign.memory.bm25 import BM25
+from personalign.memory.demographics import Demographics
 from personalign.memory.recency import Recency
+from personalign.memory.stance_inferred import StanceInferred
 from personalign.memory.stance_stated import StanceStated
 from personalign.memory.statement import Statement
 from personalign.types import Event, Message, Request
 
+CONF = Path(__file__).parents[2] / "conf"
+RATINGS: dict[str, Any] = yaml.safe_load((CONF / "config.yaml").read_text())["ratings"]
 KINDS = ["text", "statement", "choice", "rating"]
 PAYLOADS: dict[str, dict[str, Any]] = {
     "text": {"text": "a walk in the woods"},
@@ -33,11 +39,18 @@ def make_request(text: str = "Any news?", *, user: str = "ada", time: float = fl
     return Request(id="q", user=user, time=time, messages=(Message("user", text),))
 
 
+def inferring(**changes: Any) -> StanceInferred:
+    values: dict[str, Any] = {"dimensions": None, "prior_scale": 1.0, "half_life": None, **RATINGS}
+    return StanceInferred(**{**values, **changes})
+
+
 MEMORIES: dict[str, tuple[Callable[[], Memory], str]] = {
     "recency": (lambda: Recency(k=3, kinds=KINDS), "text"),
     "bm25": (lambda: BM25(k=3, k1=1.5, b=0.75, kinds=KINDS), "text"),
     "statement": (lambda: Statement(k=3, separator=" "), "statement"),
     "stance_stated": (StanceStated, "stance"),
+    "stance_inferred": (inferring, "choice"),
+    "demographics": (lambda: Demographics(names=None, separator="; "), "attribute"),
 }
 
 
@@ -49,6 +62,12 @@ def event() -> Callable[..., Event]:
 @pytest.fixture
 def request_of() -> Callable[..., Request]:
     return make_request
+
+
+@pytest.fixture(scope="session")
+def infer() -> Callable[..., StanceInferred]:
+    """stance_inferred with the shipped ratings, and some values changed."""
+    return inferring
 
 
 @pytest.fixture(params=MEMORIES)

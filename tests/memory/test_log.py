@@ -79,8 +79,9 @@ def test_forgetting_leaves_nothing(any_memory, event, request_of):
 
 
 def test_kinds_that_are_not_kept_leave_nothing(any_memory, event, request_of):
-    memory = any_memory[0]()
-    memory.observe(event("a", "attribute"))
+    make, kind = any_memory
+    memory = make()
+    memory.observe(event("a", "stance" if kind == "attribute" else "attribute"))
     assert memory.before(request_of()) == []
 
 

@@ -26,6 +26,8 @@ def identity(cfg: DictConfig) -> str:
     kept = {key: _plain(tree.get(key), key, str(tree["paths"]["cache"])) for key in DETERMINING}
     if tree["source"] is not None:
         kept["source"] = Path(tree["source"]).name  # a run's folder is named by its own identity
+    if tree["memory_budget"] is not None:
+        kept["memory_budget"] = tree["memory_budget"]
     if files := _files(tree["data"]):
         kept["files"] = files
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

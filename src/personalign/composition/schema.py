@@ -11,7 +11,15 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from personalign.composition.home import nearest
 from personalign.composition.parts import Group, groups, view
-from personalign.contracts import Fraction, NaturalInt, NonNegativeFloat, Placement, PositiveInt, UserError
+from personalign.contracts import (
+    Fraction,
+    NaturalInt,
+    NonNegativeFloat,
+    Placement,
+    PositiveFloat,
+    PositiveInt,
+    UserError,
+)
 
 MISSING = "???"
 OVERLAYS = ("scale", "debug")
@@ -62,6 +70,14 @@ class PromptValues(_Strict):
     placement: Placement
 
 
+class RatingValues(_Strict):
+    """The scale of computed ratings, that rewards and memories share (see ratings.standard)."""
+
+    center: dict[str, float]
+    scale: dict[str, float]
+    clip: PositiveFloat | None
+
+
 class PathValues(_Strict):
     """Where things are written."""
 
@@ -100,10 +116,12 @@ class Values(_Strict):
     devices: PositiveInt
     micro_batch: PositiveInt
     rounds: NaturalInt
+    memory_budget: PositiveInt | None
     sampling: SamplingValues
     decoding: DecodingValues
     requests: RequestValues
     prompts: PromptValues
+    ratings: RatingValues
     paths: PathValues
     trainer: TrainerValues
     logger: LoggerValues

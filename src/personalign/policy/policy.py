@@ -64,6 +64,10 @@ class Policy:
         """Ids of an answer with its end of text, as training and scoring see it."""
         return [*chat.encode_text(self.tokenizer, text), self.tokenizer.eos_token_id]
 
+    def tokens(self, text: str) -> int:
+        """How many tokens a text is by itself."""
+        return len(chat.encode_text(self.tokenizer, text))
+
     def decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 

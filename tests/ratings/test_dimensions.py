@@ -8,7 +8,7 @@ import time
 import pytest
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from personalign.reward.dimensions import DIMENSIONS, rate, syllables
+from personalign.ratings.dimensions import DIMENSIONS, rate, syllables
 
 DENSITIES = ("warmth", "formality", "concreteness", "address", "caution", "grade")
 
