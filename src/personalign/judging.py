@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from personalign.contracts import Data, Reward
@@ -34,13 +34,29 @@ ANSWERS = "answers.jsonl"
 
 def judge(system: System, run: RunDir, requests: Sequence[Request]) -> dict[str, Figure]:
     """Measure the answers that `run` holds, write them with their measures to answers.jsonl, return the figures."""
-    given = {row["request"]: _response(row) for row in run.responses() if row["selected"]}
-    answered = [(request, given[request.id]) for request in requests]
+    samples = _samples(run)
+    answered = [(request, _given(samples[request.id])) for request in requests]
     answers = judged(system, answered)
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows(answers))
     write_atomic(run.path / ANSWERS, "".join(lines))
     pairs = judged_pairs(system)
     return system.evaluation.measure(answers, pairs, calibration(system))
+
+
+def _samples(run: RunDir) -> dict[str, list[dict[str, Any]]]:
+    """The rows of all answers by request."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in run.responses():
+        found.setdefault(row["request"], []).append(row)
+    return found
+
+
+def _given(rows: Sequence[dict[str, Any]]) -> Response:
+    """The answer that was given, at the cost of all that were made for it to be chosen from."""
+    row = next(row for row in rows if row["selected"])
+    response = _response(row)
+    fed, seconds = (sum(row["cost"][key] for row in rows) for key in ("forward_tokens", "seconds"))
+    return replace(response, cost=replace(response.cost, forward_tokens=fed, seconds=seconds))
 
 
 def _response(row: dict[str, Any]) -> Response:
