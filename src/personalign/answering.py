@@ -57,7 +57,7 @@ def _next(system: System, request: Request, made: Sequence[Response]) -> Job | N
 def _choose(system: System, run: RunDir, answered: Sequence[tuple[Request, Sequence[Response]]]) -> None:
     """Give of each request's answers the one that is admitted and selected, or refuse, and write all down."""
     made = [[replace(response, sample=i) for i, response in enumerate(responses)] for _, responses in answered]
-    asked = [(request, system.boundary.admit(request, one)) for (request, _), one in zip(answered, made, strict=True)]
+    asked = _admitted(system, [(request, one) for (request, _), one in zip(answered, made, strict=True)])
     for one, (request, admitted), scores in zip(made, asked, _scores(system, asked), strict=True):
         if admitted:
             given = system.generation.select(admitted, scores)
@@ -67,6 +67,17 @@ def _choose(system: System, run: RunDir, answered: Sequence[tuple[Request, Seque
         for response in one:
             row = {**response.to_json(), "user": request.user, "selected": response.sample == given.sample}
             run.append_response(row)
+
+
+def _admitted(
+    system: System, asked: Sequence[tuple[Request, Sequence[Response]]]
+) -> list[tuple[Request, Sequence[Response]]]:
+    """What the boundary lets through of each request's answers; it is shown their universal values if it needs them."""
+    values: Sequence[list[Score] | None] = [None] * len(asked)
+    if "reward.universal" in system.boundary.needs:
+        values = system.values([(request, [r.text for r in made]) for request, made in asked]) or values
+    admit = system.boundary.admit
+    return [(request, admit(request, made, of_made)) for (request, made), of_made in zip(asked, values, strict=True)]
 
 
 def _scores(system: System, asked: Sequence[tuple[Request, Sequence[Response]]]) -> list[list[Score] | None]:
