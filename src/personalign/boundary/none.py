@@ -14,7 +14,7 @@ class NoBoundary(Boundary):
     needs = ()
     provides = ()
     paper = "arXiv 2503.17003, section 3.2"
-    node = "objectives / universal values / none"
+    node = "objectives / universal values"
 
     def shape(self, plan: Plan) -> Plan:
         return plan
