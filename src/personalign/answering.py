@@ -83,9 +83,9 @@ def _admitted(
 def _scores(system: System, asked: Sequence[tuple[Request, Sequence[Response]]]) -> list[list[Score] | None]:
     """What the guide thinks of the answers, where there is a choice; it sees the recalled state alone."""
     found: list[list[Score] | None] = [None] * len(asked)
-    if system.guide is None:
-        return found
     open_ones = [i for i, (_, admitted) in enumerate(asked) if len(admitted) > 1]
+    if system.guide is None or not open_ones:
+        return found
     wanted = [(asked[i][0], system.state(asked[i][0]), [r.text for r in asked[i][1]]) for i in open_ones]
     for i, scores in zip(open_ones, system.guide.score_all(wanted), strict=True):
         found[i] = scores
