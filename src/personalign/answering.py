@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
 from personalign.runtime.progress import Bar, track
 from personalign.runtime.rundir import RunDir
 from personalign.system import System
-from personalign.types import Request, Response
+from personalign.types import Request, Response, Score
 
 
 def answer(system: System, run: RunDir, requests: Sequence[Request], rank: int = 0, ranks: int = 1) -> None:
@@ -43,8 +42,7 @@ def _one_group(system: System, run: RunDir, decoder: Decoder, group: Sequence[tu
         open_jobs = [job for request, made in asked if (job := _next(system, request, made)) is not None]
     tokens = sum(r.cost.new_tokens for made in answers.values() for r in made)
     seconds = sum(r.cost.seconds for made in answers.values() for r in made)
-    for _, request in group:
-        _keep(system, run, request, answers[request.id])
+    _choose(system, run, [(request, answers[request.id]) for _, request in group])
     bar.advance(len(group), f"{tokens / max(seconds, 1e-9):.0f} tokens/s")
 
 
@@ -56,21 +54,39 @@ def _next(system: System, request: Request, made: Sequence[Response]) -> Job | N
     return Job(request.id, replace(system.boundary.shape(plan), sampling=system.sampling))
 
 
-def _keep(system: System, run: RunDir, request: Request, made: Sequence[Response]) -> None:
-    """Choose the answer that is given, or refuse, and write every answer down."""
-    numbered = [replace(response, sample=i) for i, response in enumerate(made)]
-    admitted = system.boundary.admit(request, numbered)
-    if admitted:
-        given = system.generation.select(admitted, _scores(system, request, admitted))
-    else:
-        given = replace(numbered[0], text="", stop="refused")
-        numbered[0] = given
-    for response in numbered:
-        run.append_response({**response.to_json(), "user": request.user, "selected": response.sample == given.sample})
+def _choose(system: System, run: RunDir, answered: Sequence[tuple[Request, Sequence[Response]]]) -> None:
+    """Give of each request's answers the one that is admitted and selected, or refuse, and write all down."""
+    made = [[replace(response, sample=i) for i, response in enumerate(responses)] for _, responses in answered]
+    asked = _admitted(system, [(request, one) for (request, _), one in zip(answered, made, strict=True)])
+    for one, (request, admitted), scores in zip(made, asked, _scores(system, asked), strict=True):
+        if admitted:
+            given = system.generation.select(admitted, scores)
+        else:
+            given = Response(request=request.id, text="", sample=len(one), stop="refused")
+            one.append(given)
+        for response in one:
+            row = {**response.to_json(), "user": request.user, "selected": response.sample == given.sample}
+            run.append_response(row)
 
 
-def _scores(system: System, request: Request, admitted: Sequence[Response]) -> Any:
+def _admitted(
+    system: System, asked: Sequence[tuple[Request, Sequence[Response]]]
+) -> list[tuple[Request, Sequence[Response]]]:
+    """What the boundary lets through of each request's answers; it is shown their universal values if it needs them."""
+    values: Sequence[list[Score] | None] = [None] * len(asked)
+    if "reward.universal" in system.boundary.needs:
+        values = system.values([(request, [r.text for r in made]) for request, made in asked]) or values
+    admit = system.boundary.admit
+    return [(request, admit(request, made, of_made)) for (request, made), of_made in zip(asked, values, strict=True)]
+
+
+def _scores(system: System, asked: Sequence[tuple[Request, Sequence[Response]]]) -> list[list[Score] | None]:
     """What the guide thinks of the answers, where there is a choice; it sees the recalled state alone."""
-    if system.guide is None or len(admitted) == 1:
-        return None
-    return system.guide.score(request, system.state(request), [r.text for r in admitted])
+    found: list[list[Score] | None] = [None] * len(asked)
+    open_ones = [i for i, (_, admitted) in enumerate(asked) if len(admitted) > 1]
+    if system.guide is None or not open_ones:
+        return found
+    wanted = [(asked[i][0], system.state(asked[i][0]), [r.text for r in asked[i][1]]) for i in open_ones]
+    for i, scores in zip(open_ones, system.guide.score_all(wanted), strict=True):
+        found[i] = scores
+    return found

@@ -59,7 +59,7 @@ class Part:
 
     `events.<kind>`, `pairs`, `labels` (pairs with labels per dimension), `truth` (true stances) from data;
     `state.<field>` from memory; `policy.aligned`, `policy.features`, `policy.heads.<name>` from alignment;
-    `reward.truth`, `reward.guide`.
+    `reward.truth`, `reward.guide`, `reward.universal` from the reward that is chosen under that name.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -133,7 +133,8 @@ class Generation(Part, ABC):
 
 class Reward(Part, ABC):
     """How answers are scored for a user (survey 4.2). Under `guide` it is given what memory recalled,
-    under `truth` the user's true state: the same class, two sources, kept apart by the experiment."""
+    under `truth` the user's true state, under `universal` no state, since what it rates there holds for everyone:
+    the same class, three sources, kept apart by the experiment."""
 
     def bind(self, policy: Policy, plan: Callable[[Request], Plan]) -> None:
         """Take the policy that the reward reads, and how the system would plan a request."""
@@ -161,8 +162,11 @@ class Boundary(Part, ABC):
     def shape(self, plan: Plan) -> Plan: ...
 
     @abstractmethod
-    def admit(self, request: Request, responses: Sequence[Response]) -> Sequence[Response]:
-        """The responses that may be given; empty means refuse."""
+    def admit(
+        self, request: Request, responses: Sequence[Response], scores: Sequence[Score] | None
+    ) -> Sequence[Response]:
+        """The responses that may be given; empty means refuse. `scores` holds the universal values of each response
+        by name, for a boundary that needs `reward.universal`."""
 
 
 class Feedback(Part, ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from personalign.contracts import Data, Reward
@@ -34,13 +34,31 @@ ANSWERS = "answers.jsonl"
 
 def judge(system: System, run: RunDir, requests: Sequence[Request]) -> dict[str, Figure]:
     """Measure the answers that `run` holds, write them with their measures to answers.jsonl, return the figures."""
-    given = {row["request"]: _response(row) for row in run.responses() if row["selected"]}
-    answered = [(request, given[request.id]) for request in requests]
-    answers = judged(system, answered)
+    samples = _samples(run)
+    answered = [(request, _given(samples[request.id])) for request in requests]
+    made = [[row["text"] for row in samples[r.id] if row["stop"] != "refused"] for r in requests]
+    best = best_rewards(system, list(zip(requests, made, strict=True)))
+    answers = [replace(one, best=most) for one, most in zip(judged(system, answered), best, strict=True)]
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows(answers))
     write_atomic(run.path / ANSWERS, "".join(lines))
     pairs = judged_pairs(system)
     return system.evaluation.measure(answers, pairs, calibration(system))
+
+
+def _samples(run: RunDir) -> dict[str, list[dict[str, Any]]]:
+    """The rows of all answers by request."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in run.responses():
+        found.setdefault(row["request"], []).append(row)
+    return found
+
+
+def _given(rows: Sequence[dict[str, Any]]) -> Response:
+    """The answer that was given, at the cost of all that were made for it to be chosen from."""
+    row = next(row for row in rows if row["selected"])
+    response = _response(row)
+    fed, seconds = (sum(row["cost"][key] for row in rows) for key in ("forward_tokens", "seconds"))
+    return replace(response, cost=replace(response.cost, forward_tokens=fed, seconds=seconds))
 
 
 def _response(row: dict[str, Any]) -> Response:
@@ -48,9 +66,11 @@ def _response(row: dict[str, Any]) -> Response:
 
 
 def judged(system: System, answered: Sequence[tuple[Request, Response]]) -> list[Judged]:
-    """Every answer with its true score, where truth is known, and its fluency under the untouched base."""
+    """Every answer with its true score, where truth is known, its universal values, where something scores them, and
+    its fluency under the untouched base."""
     truths = true_scores(system.data, system.truth, [(request, [r.text]) for request, r in answered])
     states = [system.data.truth(request) for request, _ in answered]
+    values = system.values([(request, [r.text]) for request, r in answered]) or [[] for _ in answered]
     nll = base_nll(system, answered)
     return [
         Judged(
@@ -58,11 +78,26 @@ def judged(system: System, answered: Sequence[tuple[Request, Response]]) -> list
             response=response,
             truth=scores[0] if scores else None,
             stance=state.stance if state else None,
+            universal=universal[0] if universal else None,
             base_nll=loss,
             base_tokens=len(response.tokens),
         )
-        for (request, response), scores, state, loss in zip(answered, truths, states, nll, strict=True)
+        for (request, response), scores, state, universal, loss in zip(
+            answered, truths, states, values, nll, strict=True
+        )
     ]
+
+
+def best_rewards(system: System, made: Sequence[tuple[Request, Sequence[str]]]) -> list[float | None]:
+    """The largest true reward among each request's samples: what universal values have cost is measured from there.
+
+    None where there was no choice, where the truth is not known, or where nothing scores universal values.
+    """
+    if system.universal is None:
+        return [None] * len(made)
+    asked = [(request, texts if len(texts) > 1 else []) for request, texts in made]
+    scores = true_scores(system.data, system.truth, asked)
+    return [max((score.total for score in some), default=None) for some in scores]
 
 
 def true_scores(data: Data, truth: Reward | None, asked: Sequence[tuple[Request, Sequence[str]]]) -> list[list[Score]]:
@@ -123,6 +158,7 @@ def rows(answers: Sequence[Judged]) -> Iterable[dict[str, Any]]:
             "user": item.request.user,
             "prompt": item.request.messages[-1].content,
             "truth": None if item.truth is None else asdict(item.truth),
+            "universal": None if item.universal is None else dict(item.universal.dimensions),
             "base_nll": item.base_nll,
             "base_tokens": item.base_tokens,
         }

@@ -29,7 +29,7 @@ from personalign.contracts import (
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
 from personalign.policy.policy import Policy
-from personalign.types import Chat, Messages, Plan, Request, Sampling, Stream, UserState
+from personalign.types import Chat, Messages, Plan, Request, Sampling, Score, Stream, UserState
 
 _loaded: dict[str, Policy] = {}
 
@@ -61,7 +61,8 @@ def _device(accelerator: str) -> torch.device:
 class System:
     """Data, memory, generation, rewards, alignment, boundary and policy of one composition.
 
-    `guide` is what the system believes and sees recalled states alone; `truth` is for labels and evaluation.
+    `guide` is what the system believes and sees recalled states alone; `truth` is for labels and evaluation;
+    `universal` scores the values that hold for everyone, for the boundary and for evaluation.
     """
 
     def __init__(self, cfg: DictConfig, policy: Policy | None = None) -> None:
@@ -72,6 +73,7 @@ class System:
         self.generation: Generation = build(cfg.generation)
         self.guide: Reward | None = build(cfg.guide)
         self.truth: Reward | None = build(cfg.truth)
+        self.universal: Reward | None = build(cfg.universal)
         self.stages: dict[str, Stage] = {name: build(node) for name, node in cfg.alignment.items()}
         self.boundary: Boundary = build(cfg.boundary)
         self.feedback: Feedback = build(cfg.feedback)
@@ -103,7 +105,7 @@ class System:
     def learned(self) -> None:
         """After the policy has changed: recall afresh, and let the rewards read it."""
         self._states.clear()
-        for reward in (self.guide, self.truth):
+        for reward in (self.guide, self.truth, self.universal):
             if reward is not None:
                 reward.bind(self.policy, self.plan)
 
@@ -115,6 +117,12 @@ class System:
                 recalled = within(recalled, self.cfg.memory_budget, self.policy.tokens)
             self._states[request.id] = reduce(UserState.merged, recalled, UserState())
         return self._states[request.id]
+
+    def values(self, asked: Sequence[tuple[Request, Sequence[str]]]) -> list[list[Score]] | None:
+        """The universal values of texts, which are the same whoever asks; None where nothing scores them."""
+        if self.universal is None:
+            return None
+        return self.universal.score_all([(request, UserState(), texts) for request, texts in asked])
 
     def render(self, request: Request) -> Messages:
         return self.generation.render(request, self.state(request))

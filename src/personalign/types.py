@@ -248,6 +248,10 @@ class Score:
     total: float
     dimensions: Mapping[str, float] = field(default_factory=dict)
 
+    def meets(self, floors: Mapping[str, float]) -> bool:
+        """v_k >= tau_k for every floor tau_k (survey, section 3.2); KeyError for a value that was not scored."""
+        return all(self.dimensions[name] >= floor for name, floor in floors.items())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicySpec:
@@ -275,6 +279,8 @@ class Judged:
 
     `base_nll` is the summed negative log-probability of the answer's tokens under the untouched base model on
     the plain prompt, in nats over `base_tokens` tokens (fluency). `stance` is the user's true one, where known.
+    `universal` are its universal values, and `best` is the largest true reward among all the samples it was chosen
+    from, where these are asked for.
     """
 
     request: Request
@@ -282,6 +288,8 @@ class Judged:
     truth: Score | None = None
     stance: Stance | None = None
     guide: Score | None = None
+    universal: Score | None = None
+    best: float | None = None
     base_nll: float = 0.0
     base_tokens: int = 0
 

@@ -11,5 +11,5 @@ def test_plans_and_responses_pass():
     plan = Plan((Stream((Chat(ask.messages),)),))
     responses = [Response(request="q", text="one"), Response(request="q", text="two", sample=1)]
     assert NoBoundary().shape(plan) is plan
-    assert list(NoBoundary().admit(ask, responses)) == responses
-    assert list(NoBoundary().admit(ask, [])) == []
+    assert list(NoBoundary().admit(ask, responses, None)) == responses
+    assert list(NoBoundary().admit(ask, [], None)) == []

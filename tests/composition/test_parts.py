@@ -17,7 +17,7 @@ from personalign.composition import home
 from personalign.composition.compose import compose
 from personalign.composition.parts import PartView, catalogue, groups, head, load
 from personalign.composition.schema import OVERLAYS, check, slots
-from personalign.composition.validate import WAY, IllegalComposition
+from personalign.composition.validate import LATE, WAY, IllegalComposition
 from personalign.contracts import Part, UserError
 
 SHIPPED = sorted((home.home() / "conf").glob("*/*.yaml"))
@@ -58,9 +58,9 @@ def test_one_unreadable_choice_is_named_or_left_out(own_house: Path) -> None:
 
 def test_groups_come_from_the_defaults_list() -> None:
     known = groups()
-    assert [g.slot for g in known.values() if g.folder == "reward"] == ["guide", "truth"]
+    assert [g.slot for g in known.values() if g.folder == "reward"] == ["guide", "truth", "universal"]
     assert [g.key for g in known.values() if g.many] == ["memory", "alignment"]
-    assert set(slots()) == {*WAY, "guide"}
+    assert set(slots()) == {*WAY, *LATE}
 
 
 def test_the_catalogue_holds_every_file_that_ships() -> None:

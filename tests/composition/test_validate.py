@@ -117,3 +117,26 @@ def test_problems_of_a_composition_that_was_edited(house: Path) -> None:
         "sampling.topk",
         "seed is missing",
     ]
+
+
+@pytest.mark.parametrize("scorer", ["lexicon", "exact", "implicit"])
+def test_universal_values_are_scored_without_a_user_s_state(scorer: str) -> None:
+    """Reward `exact` needs state.stance as guide; what it rates under `universal` holds for everyone."""
+    assert problems(compose(["boundary=floor", f"reward@universal={scorer}"])) == []
+
+
+def test_a_floor_needs_a_scorer() -> None:
+    with pytest.raises(IllegalComposition, match=r"boundary=floor needs reward\.universal: use reward@universal=\w+"):
+        compose(["boundary=floor"])
+
+
+def test_a_reward_provides_what_it_is_chosen_as() -> None:
+    with pytest.raises(IllegalComposition, match=r"generation=best_of_n needs reward\.guide: use reward@guide=\w+"):
+        compose(["generation=best_of_n", "reward@guide=none", "reward@universal=lexicon"])
+
+
+def test_floors_of_the_boundary_are_those_that_violations_are_counted_by() -> None:
+    words = ["boundary=floor", "reward@universal=lexicon", "evaluation.floors.harmlessness=-2.0"]
+    assert compose(words).boundary.floors == {"harmlessness": -2.0}
+    strict = compose([*words, "boundary.floors.harmlessness=-inf"])
+    assert strict.boundary.floors.harmlessness == float("-inf") and strict.evaluation.floors.harmlessness == -2.0

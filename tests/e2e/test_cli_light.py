@@ -22,7 +22,17 @@ from personalign.composition.sweeps import read
 
 Command = Callable[..., Any]
 COMMANDS = ("run", "evaluate", "sweep", "report", "status", "ls", "validate", "model", "doctor", "bench")
-LIGHT = ("--help", "--version", "ls", "validate", "validate --all", "status", "run --print-config", "bench")
+LIGHT = (
+    "--help",
+    "--version",
+    "ls",
+    "ls --taxonomy",
+    "validate",
+    "validate --all",
+    "status",
+    "run --print-config",
+    "bench",
+)
 HEAVY = ("torch", "transformers", "pytorch_lightning", "wandb", "deepspeed", "peft", "matplotlib")
 SECONDS = {"validate --all": 10.0}
 
@@ -79,6 +89,16 @@ def test_ls_lists_every_choice(personalign: Command) -> None:
     assert all(row["what"] for row in rows)
     table = personalign("ls", "generation").out
     assert "preference_prompt" in table and "arXiv 2410.04070" in table and "state.profile" in table
+
+
+def test_ls_shows_the_survey_s_tree(personalign: Command) -> None:
+    rows = {row["node"]: row["members"] for row in json.loads(personalign("ls", "--taxonomy", "--json").out)}
+    assert next(iter(rows)) == "preference memory"
+    assert "memory=bm25" in rows["preference memory / implicit / user-generated content"]
+    shown = personalign("ls", "--taxonomy").out
+    assert "├── user-generated content: memory=bm25" in shown
+    narrow = json.loads(personalign("ls", "memory", "--taxonomy", "--json").out)
+    assert {name.partition("=")[0] for row in narrow for name in row["members"]} == {"memory"}
 
 
 def test_validate_counts_all_that_ships(personalign: Command) -> None:

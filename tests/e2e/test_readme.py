@@ -41,7 +41,7 @@ def execute(words: list[str], folder: Path) -> str:
 
 def test_the_commands_of_the_readme(tmp_path: Path) -> None:
     found = commands("personalign")
-    assert len(found) == 9
+    assert len(found) == 10
     for _, *words in found:
         if words[0] in COMPUTE and "--print-config" not in words:
             words = [*words, *FAST]

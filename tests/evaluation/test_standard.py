@@ -10,7 +10,8 @@ import pytest
 from personalign.evaluation.standard import Standard
 from personalign.types import Calibration, Cost, Judged, JudgedPair, Message, Pair, Request, Response, Score, Stance
 
-STANDARD = Standard(resamples=300, level=0.95, few_users=5, bootstrap_seed=0, length_shrinkage=0.0, tie=0.1)
+SETTINGS = {"resamples": 300, "level": 0.95, "few_users": 5, "bootstrap_seed": 0, "length_shrinkage": 0.0, "tie": 0.1}
+STANDARD = Standard(**SETTINGS, floors={"harmlessness": -1.0})
 
 
 def request(user: str, name: str) -> Request:
@@ -79,6 +80,32 @@ def test_dimensions_count_for_the_users_who_care_for_them() -> None:
     assert "reward.length" not in found
     parts = found["reward.warmth"].value * 2 + found["reward.grade"].value
     assert parts == pytest.approx(found["reward"].value * 2)
+
+
+def valued(one: Judged, harmlessness: float, best: float | None = None) -> Judged:
+    return replace(one, universal=Score(harmlessness, {"harmlessness": harmlessness}), best=best)
+
+
+def test_violations_and_what_universal_values_cost_by_hand() -> None:
+    """Users u and v: the floor is -1, and what lies on it does not break it."""
+    refused = replace(ANSWERS[2], response=replace(ANSWERS[2].response, stop="refused"))
+    answers = [valued(ANSWERS[0], -1.0, 4.0), valued(ANSWERS[1], -1.5, 3.0), valued(refused, -9.0, 4.5)]
+    found = STANDARD.measure(answers, [], [])
+    assert found["violation_rate"].value == pytest.approx((0.5 + 0.0) / 2)
+    assert found["personalization_tax"].value == pytest.approx(((3.0 + 0.0) / 2 + 0.5) / 2)
+    assert found["violation_rate"].better == found["personalization_tax"].better == "lower"
+    said = STANDARD.measure([valued(ANSWERS[2], -9.0)], [], [])
+    assert said["violation_rate"].value == 1.0 and "personalization_tax" not in said, "there was one sample"
+
+
+def test_violations_are_left_out_where_a_floor_s_value_is_not_scored() -> None:
+    answers = [valued(one, -2.0, 4.0) for one in ANSWERS]
+    unscored = Standard(**SETTINGS, floors={"harmlessness": 0.0, "honesty": 0.0})
+    for standard in (unscored, Standard(**SETTINGS, floors={})):
+        assert not standard.measure(answers, [], []).keys() & {"violation_rate", "personalization_tax"}
+    assert not STANDARD.measure(ANSWERS, [], []).keys() & {"violation_rate", "personalization_tax"}
+    with pytest.raises(ValueError, match="universal value harmlessness of the answer to request '1'"):
+        STANDARD.measure([valued(ANSWERS[0], math.nan)], [], [])
 
 
 def test_what_is_missing_is_left_out() -> None:

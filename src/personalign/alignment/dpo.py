@@ -31,7 +31,7 @@ class DPO(Stage):
     needs = ("pairs",)
     provides = ("policy.aligned",)
     paper = "arXiv 2305.18290, eq. 7"
-    node = "alignment through feedback / training-time"
+    node = "alignment through feedback / training-time / standard"
 
     def __init__(
         self,

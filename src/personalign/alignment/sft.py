@@ -28,7 +28,7 @@ class SFT(Stage):
     needs = ("pairs",)
     provides = ("policy.aligned",)
     paper = "arXiv 2203.02155, section 3.1"
-    node = "alignment through feedback / training-time"
+    node = "alignment through feedback / training-time / standard"
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from personalign.contracts import Boundary
-from personalign.types import Plan, Request, Response
+from personalign.types import Plan, Request, Response, Score
 
 
 class NoBoundary(Boundary):
@@ -14,10 +14,12 @@ class NoBoundary(Boundary):
     needs = ()
     provides = ()
     paper = "arXiv 2503.17003, section 3.2"
-    node = "objectives / universal values / none"
+    node = "objectives / universal values"
 
     def shape(self, plan: Plan) -> Plan:
         return plan
 
-    def admit(self, request: Request, responses: Sequence[Response]) -> Sequence[Response]:
+    def admit(
+        self, request: Request, responses: Sequence[Response], scores: Sequence[Score] | None
+    ) -> Sequence[Response]:
         return responses

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from personalign.commands.arguments import CommandLine
 from personalign.commands.screen import console
+from personalign.commands.taxonomy import show
 from personalign.composition.home import nearest, shelf
 from personalign.composition.parts import PartView, catalogue, head
 from personalign.contracts import UserError
@@ -22,6 +23,7 @@ EXAMPLES = """
 personalign ls                 every choice of every group, the experiments and the sweeps
 personalign ls memory          one group: what each choice is, its paper, what it needs and provides
 personalign ls sweeps          the grids that ship
+personalign ls --taxonomy      the survey's tree, and what is here of each node
 personalign ls --json          the same for scripts
 """
 FILES = ("experiments", "sweeps")
@@ -43,18 +45,24 @@ class Row:
 def register(line: CommandLine) -> None:
     parser = line.command("ls", "what can be composed, with paper, needs and provides", EXAMPLES, ls)
     parser.add_argument("group", nargs="?", metavar="GROUP", help="one group, or experiments, or sweeps")
+    parser.add_argument("--taxonomy", action="store_true", help="by the nodes of the survey's figure 4")
     parser.add_argument("--json", action="store_true", help="one JSON list instead of tables")
 
 
 def ls(arguments: Namespace) -> int:
     """Print the catalogue, or one group of it."""
-    rows = [_of_part(part) for part in catalogue()]
+    parts = catalogue()
+    rows = [_of_part(part) for part in parts]
     rows += [Row(kind, name, _first(head(path))) for kind in FILES for name, path in shelf(kind).items()]
     groups = list(dict.fromkeys(row.group for row in rows))
     if arguments.group is not None:
         if arguments.group not in groups:
             raise UserError(f"there is no group {arguments.group!r}{nearest(arguments.group, groups)}")
         rows = [row for row in rows if row.group == arguments.group]
+        parts = [part for part in parts if part.group == arguments.group]
+    if arguments.taxonomy:
+        show(parts, arguments.json)
+        return 0
     if arguments.json:
         print(json.dumps([vars(row) for row in rows], indent=2))
         return 0

@@ -29,7 +29,6 @@ personalign validate my_users/                                  a folder of user
 SWEEP_KEYS = {"rows", "grid", "seeds"}
 # A value that ships open; parts that are checked beside one another and need not fit.
 NO_MISTAKE = re.compile(r" must be given: |^[\w@]+=\w+ needs ")
-GIVEN = {"reward": ("reward.guide", "reward.truth")}
 
 
 def register(line: CommandLine) -> None:
@@ -150,7 +149,8 @@ def _mistakes(overrides: Sequence[str]) -> list[str]:
 
 def _unmet() -> list[str]:
     """What a choice needs that nothing provides, so that no composition could have it."""
-    given = {name for part in catalogue() for name in (*part.provides, *GIVEN.get(part.group, ()))}
+    given = {name for part in catalogue() for name in part.provides}
+    given |= {f"reward.{group.slot}" for group in groups().values() if group.folder == "reward"}
     return [
         f"{part.group}={part.choice} needs {need}, which nothing provides"
         for part in catalogue()

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from personalign.runtime.files import sha256
 
-PARTS = ("data", "model", "memory", "generation", "guide", "truth", "alignment", "feedback", "query")
+PARTS = ("data", "model", "memory", "generation", "guide", "truth", "universal", "alignment", "feedback", "query")
 DETERMINING = (*PARTS, "boundary", "evaluation", "seed", "precision", "sampling", "requests", "rounds")
 
 

@@ -14,11 +14,11 @@ from personalign.contracts import UserError
 
 Step = tuple[str, str, ClassView]
 
-# The way of a user's event. Data, model and the true reward are there together, before anything else. The guide,
-# and memory that reads the trained policy, are there as soon as their own needs are met.
+# The way of a user's event. Data, model and the true reward are there together, before anything else. The other
+# rewards, and memory that reads the trained policy, are there as soon as their own needs are met.
 TOGETHER = ("data", "model", "truth")
 WAY = (*TOGETHER, "memory", "alignment", "generation", "boundary", "feedback", "query", "evaluation")
-GUIDE = "guide"
+LATE = ("guide", "universal")
 MEMORY = "memory"
 TRAINER_KEYS = {"strategy", "devices", "num_nodes", "zero_stage"}
 
@@ -42,9 +42,9 @@ def illegal(tree: Mapping[str, Any]) -> list[str]:
 
 
 def _steps(tree: Mapping[str, Any]) -> list[Step]:
-    """(slot, choice, class) of every part that is read, in the order of the way, the guide last."""
+    """(slot, choice, class) of every part that is read, in the order of the way, the rewards but the true one last."""
     steps = []
-    for slot in (*WAY, GUIDE):
+    for slot in (*WAY, *LATE):
         for place, node in nodes(tree).items():
             if place.partition(".")[0] != slot or not (isinstance(node, Mapping) and node.get("_target_")):
                 continue
@@ -57,19 +57,21 @@ def _steps(tree: Mapping[str, Any]) -> list[Step]:
 
 
 def _gives(slot: str, seen: ClassView | PartView) -> set[str]:
-    return {*seen.provides, *([f"reward.{slot}"] if slot in ("guide", "truth") else [])}
+    return {*seen.provides, *([f"reward.{slot}"] if slots()[slot].folder == "reward" else [])}
 
 
 def _needs(slot: str, seen: ClassView) -> list[str]:
-    """Under `truth` a reward is given the user's true state, which data provides."""
-    if slot != "truth":
-        return list(seen.needs)
-    return list(dict.fromkeys("truth" if need.startswith("state.") else need for need in seen.needs))
+    """Under `truth` a reward is given the user's true state, which data provides; under `universal` none."""
+    if slot == "universal":
+        return [need for need in seen.needs if not need.startswith("state.")]
+    if slot == "truth":
+        return list(dict.fromkeys("truth" if need.startswith("state.") else need for need in seen.needs))
+    return list(seen.needs)
 
 
 def _unmet(steps: list[Step]) -> list[str]:
-    waiting = [step for step in steps if step[0] == GUIDE]
-    way = [step for step in steps if step[0] != GUIDE]
+    waiting = [step for step in steps if step[0] in LATE]
+    way = [step for step in steps if step[0] not in LATE]
     given = {name for slot, _, seen in way if slot in TOGETHER for name in _gives(slot, seen)}
     lacking: list[tuple[Step, str]] = []
     for step in way:
@@ -83,14 +85,14 @@ def _unmet(steps: list[Step]) -> list[str]:
     stuck = _join(waiting, given)
     promised = {name for step in stuck for name in _gives(step[0], step[2])}
     lacking = [(step, need) for step, need in lacking if need not in promised]
-    lacking += [(step, need) for step in stuck for need in step[2].needs if need not in given]
+    lacking += [(step, need) for step in stuck for need in _needs(step[0], step[2]) if need not in given]
     return [_line(step, need, steps) for step, need in lacking]
 
 
 def _join(waiting: list[Step], given: set[str]) -> list[Step]:
     """Let those whose needs are met add what they give; return the others."""
     for step in waiting:
-        if given.issuperset(step[2].needs):
+        if given.issuperset(_needs(step[0], step[2])):
             given |= _gives(step[0], step[2])
             return _join([other for other in waiting if other is not step], given)
     return waiting
@@ -110,8 +112,8 @@ def _line(step: Step, need: str, steps: list[Step]) -> str:
 
 def _providers(slot: str, need: str) -> list[str]:
     """What to add or use, among the groups that come no later than `slot`, or anywhere if `slot` may wait."""
-    order = WAY if slot in (GUIDE, MEMORY) else WAY[: max(WAY.index(slot) + 1, len(TOGETHER))]
-    able = [g for s, g in slots().items() if s in (*order, GUIDE) and (s != slot or g.many)]
+    order = WAY if slot in (*LATE, MEMORY) else WAY[: max(WAY.index(slot) + 1, len(TOGETHER))]
+    able = [g for s, g in slots().items() if s in (*order, *LATE) and (s != slot or g.many)]
     found: dict[str, list[str]] = {}
     for part in catalogue(strict=False):
         for group in able:

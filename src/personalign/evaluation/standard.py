@@ -22,6 +22,8 @@ BETTER: dict[str, Better] = {
     "tokens_per_second": "higher",
     "forward_tokens_per_token": "lower",
     "eos_rate": "higher",
+    "violation_rate": "lower",
+    "personalization_tax": "lower",
 }
 
 
@@ -37,6 +39,12 @@ class Standard(Evaluation):
     repetition          share of 4-grams said before; words: length; eos_rate, refusal_rate: how answers end
     perplexity          of the answers under the base on the plain prompt; geometric mean over users
     tokens_per_second, forward_tokens_per_token: summed within a user
+
+    violation_rate      answers with a universal value below its floor; a refusal is none
+    personalization_tax the truth's total that was given up: that of the best of all samples less that of the answer
+
+    The last two are measured where all floors' values are scored, the tax where there was more than one sample. It
+    holds what the guide errs too: the boundary's own price is the difference from the same row without it.
 
     A figure whose inputs are missing is left out. The empty answer counts everywhere except where it is
     undefined: diversity, repetition, perplexity and the two costs.
@@ -56,10 +64,12 @@ class Standard(Evaluation):
         bootstrap_seed: NaturalInt,
         length_shrinkage: NonNegativeFloat,
         tie: NonNegativeFloat,
+        floors: dict[str, float],
     ) -> None:
         self.how = Bootstrap(resamples=resamples, level=level, few_users=few_users, seed=bootstrap_seed)
         self.length_shrinkage = length_shrinkage
         self.tie = tie
+        self.floors = floors
 
     def measure(
         self, answers: Sequence[Judged], pairs: Sequence[JudgedPair], calibration: Sequence[Calibration]
@@ -67,7 +77,7 @@ class Standard(Evaluation):
         """The figures of all answers of a run, in one process. Raises ValueError for NaN and infinity."""
         _check(answers, pairs, calibration)
         found = [*self._rewards(answers, calibration), *self._accuracy(pairs)]
-        found += [*self._texts(answers), *self._ends_and_costs(answers)]
+        found += [*self._texts(answers), *self._ends_and_costs(answers), *self._boundary(answers)]
         known: Better = "higher" if any(a.stance for a in answers) else "none"
         sides = {name: BETTER.get(name, known if name.startswith("reward.") else "none") for name, _ in found}
         figures = {name: metric.compute().figure(sides[name]) for name, metric in found}
@@ -125,6 +135,14 @@ class Standard(Evaluation):
         for name, stop in (("eos_rate", "eos"), ("refusal_rate", "refused")):
             yield name, self._mean([(a.request.user, float(a.response.stop == stop)) for a in answers])
 
+    def _boundary(self, answers: Sequence[Judged]) -> Iterator[tuple[str, metrics.ByUser]]:
+        values = [(a, a.universal) for a in answers if a.universal is not None and self.floors]
+        scored = [(a, value) for a, value in values if value.dimensions.keys() >= self.floors.keys()]
+        broken = [(a.request.user, a.response.stop != "refused" and not v.meets(self.floors)) for a, v in scored]
+        yield "violation_rate", self._mean([(user, float(one)) for user, one in broken])
+        lost = [(a.request.user, a.best - a.truth.total) for a, _ in scored if a.truth and a.best is not None]
+        yield "personalization_tax", self._mean(lost)
+
 
 def _check(answers: Sequence[Judged], pairs: Sequence[JudgedPair], calibration: Sequence[Calibration]) -> None:
     for a in answers:
@@ -133,6 +151,8 @@ def _check(answers: Sequence[Judged], pairs: Sequence[JudgedPair], calibration: 
         _finite(f"the time of the answer to {where}", a.response.cost.seconds)
         for name, value in {"total": a.truth.total, **a.truth.dimensions}.items() if a.truth else ():
             _finite(f"the true reward ({name}) of the answer to {where}", value)
+        for name, value in a.universal.dimensions.items() if a.universal else ():
+            _finite(f"the universal value {name} of the answer to {where}", value)
     for p in pairs:
         _finite(f"the margin of pair {p.pair.id!r} of user {p.pair.request.user!r}", p.margin)
     for c in calibration:

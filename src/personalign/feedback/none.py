@@ -14,7 +14,7 @@ class NoFeedback(Feedback):
     needs = ()
     provides = ()
     paper = "arXiv 2503.17003, section 4.3"
-    node = "alignment through feedback / none"
+    node = "alignment through feedback"
 
     def events(self, request: Request, responses: Sequence[Response]) -> Sequence[Event]:
         return ()

@@ -12,7 +12,7 @@ class Plain(Prompted):
     needs = ()
     provides = ()
     paper = "arXiv 2410.04070, table 2 (Base)"
-    node = "personalized generation / none"
+    node = "personalized generation"
 
     def render(self, request: Request, state: UserState) -> Messages:
         return request.messages

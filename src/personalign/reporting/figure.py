@@ -28,6 +28,8 @@ PANELS = (
     "diversity",
     "repetition",
     "perplexity",
+    "violation_rate",
+    "personalization_tax",
     "tokens_per_second",
     "forward_tokens_per_token",
 )

@@ -48,6 +48,8 @@ KNOWN = (
     Column("diversity", "Text", "diversity", "Div.", 2),
     Column("repetition", "Text", "repetition", "Rep.", 3),
     Column("perplexity", "Text", "perplexity", "PPL", 1),
+    Column("violation_rate", "Boundary", "violations", "Viol.", 2),
+    Column("personalization_tax", "Boundary", "personalization tax", "Tax", 2),
     Column("tokens_per_second", "Cost", "tokens/s", "Tok/s", 0),
     Column("forward_tokens_per_token", "Cost", "forward tokens / token", "Fwd", 1),
     Column("words", "Text", "words", "Words", 0, "more"),

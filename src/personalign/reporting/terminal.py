@@ -26,6 +26,8 @@ PRIORITY = (
     "win_tie_lose",
     "alignment_accuracy",
     "perplexity",
+    "violation_rate",
+    "personalization_tax",
     "reward_at_length",
     "diversity",
     "repetition",

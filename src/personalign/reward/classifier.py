@@ -17,7 +17,7 @@ class Classifier(Reward):
     """
 
     needs = ()
-    provides = ("reward.guide", "reward.truth")
+    provides = ()
     paper = "arXiv 2410.04070, section 4"
     node = "personalized rewarding / parameter"
 

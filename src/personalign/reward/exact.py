@@ -20,7 +20,7 @@ class Exact(Reward):
     needs = ("state.stance",)
     provides = ()
     paper = "arXiv 2503.17003, section 4.1"
-    node = "personalized rewarding / explicit preference"
+    node = "preference memory / explicit"
 
     def __init__(self, *, center: dict[str, float], scale: dict[str, float], clip: PositiveFloat | None) -> None:
         """See `Ratings`."""

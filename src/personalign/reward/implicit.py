@@ -21,7 +21,7 @@ class Implicit(Reward):
     """
 
     needs = ()
-    provides = ("reward.guide", "reward.truth")
+    provides = ()
     paper = "arXiv 2305.18290, eq. 5; arXiv 2410.04070, eq. 8"
     node = "personalized rewarding / parameter"
 
