@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from personalign.generation.context_steering import Amulet, ContextSteering
 from personalign.generation.in_context import InContext
 from personalign.generation.pad import Pad, PadScalar
 from personalign.generation.plain import Plain
@@ -16,7 +17,8 @@ from personalign.generation.retrieval_prompt import RetrievalPrompt
 from personalign.types import Message, PolicySpec, Request, Snippet, Stance, UserState
 
 CONF = Path(__file__).parents[2] / "conf"
-CLASSES = {c.__name__: c for c in (Plain, PreferencePrompt, InContext, RetrievalPrompt, Pad, PadScalar)}
+PARTS = (Plain, PreferencePrompt, InContext, RetrievalPrompt, ContextSteering, Amulet, Pad, PadScalar)
+CLASSES = {c.__name__: c for c in PARTS}
 CHOICES = sorted(path.stem for path in (CONF / "generation").glob("*.yaml"))
 
 
