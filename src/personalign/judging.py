@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from personalign.contracts import Data, Reward
@@ -16,6 +16,7 @@ from personalign.system import System
 from personalign.types import (
     Calibration,
     Chat,
+    Cost,
     Figure,
     Judged,
     JudgedPair,
@@ -34,13 +35,25 @@ ANSWERS = "answers.jsonl"
 
 def judge(system: System, run: RunDir, requests: Sequence[Request]) -> dict[str, Figure]:
     """Measure the answers that `run` holds, write them with their measures to answers.jsonl, return the figures."""
-    given = {row["request"]: _response(row) for row in run.responses() if row["selected"]}
+    given = _given(run)
     answered = [(request, given[request.id]) for request in requests]
     answers = judged(system, answered)
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows(answers))
     write_atomic(run.path / ANSWERS, "".join(lines))
     pairs = judged_pairs(system)
     return system.evaluation.measure(answers, pairs, calibration(system))
+
+
+def _given(run: RunDir) -> dict[str, Response]:
+    """The given answers by request, with the cost of all that was made for them."""
+    given: dict[str, Response] = {}
+    costs: dict[str, Cost] = {}
+    for row in run.responses():
+        response = _response(row)
+        costs[response.request] = costs.get(response.request, Cost()) + response.cost
+        if row["selected"]:
+            given[response.request] = response
+    return {request: replace(response, cost=costs[request]) for request, response in given.items()}
 
 
 def _response(row: dict[str, Any]) -> Response:

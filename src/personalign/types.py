@@ -217,6 +217,13 @@ class Cost:
     new_tokens: int = 0
     seconds: float = 0.0
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.forward_tokens + other.forward_tokens,
+            self.new_tokens + other.new_tokens,
+            self.seconds + other.seconds,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
@@ -274,6 +281,7 @@ class Judged:
 
     `base_nll` is the summed negative log-probability of the answer's tokens under the untouched base model on
     the plain prompt, in nats over `base_tokens` tokens (fluency). `stance` is the user's true one, where known.
+    The response's cost is that of all samples and steps which were made for it.
     """
 
     request: Request

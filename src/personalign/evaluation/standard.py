@@ -36,7 +36,8 @@ class Standard(Evaluation):
     diversity           unique n-grams of an answer, n = 2..4 (PAD's); distinct: of a user's answers together
     repetition          share of 4-grams said before; words: length; eos_rate, refusal_rate: how answers end
     perplexity          of the answers under the base on the plain prompt; geometric mean over users
-    tokens_per_second, forward_tokens_per_token: summed within a user
+    tokens_per_second, forward_tokens_per_token: tokens of the given answers against all that was computed for them,
+                        other samples and steps included; summed within a user
 
     A figure whose inputs are missing is left out. The empty answer counts everywhere except where it is
     undefined: diversity, repetition, perplexity and the two costs.
@@ -115,11 +116,12 @@ class Standard(Evaluation):
     def _ends_and_costs(self, answers: Sequence[Judged]) -> Iterator[tuple[str, metrics.ByUser]]:
         users, costs = [a.request.user for a in answers], [a.response.cost for a in answers]
         perplexity = metrics.Perplexity(self.how, sync_on_compute=False)
-        perplexity.update(users, [a.base_nll for a in answers], [a.base_tokens for a in answers])
+        tokens = [a.base_tokens for a in answers]
+        perplexity.update(users, [a.base_nll for a in answers], tokens)
         speed = metrics.UserRatio(self.how, sync_on_compute=False)
-        speed.update(users, [c.new_tokens for c in costs], [c.seconds for c in costs])
+        speed.update(users, tokens, [c.seconds for c in costs])
         work = metrics.UserRatio(self.how, sync_on_compute=False)
-        work.update(users, [c.forward_tokens for c in costs], [c.new_tokens for c in costs])
+        work.update(users, [c.forward_tokens for c in costs], tokens)
         yield from (("perplexity", perplexity), ("tokens_per_second", speed))
         yield "forward_tokens_per_token", work
         for name, stop in (("eos_rate", "eos"), ("refusal_rate", "refused")):
