@@ -44,6 +44,7 @@ def test_every_figure_by_hand() -> None:
     loop = 2 / 5 * 2 / 4 * 2 / 3
     expected = {
         "reward": 3.0,
+        "reward_worst_tenth": 2.0,
         "reward_at_length": ((at_length[0] + at_length[1]) / 2 + at_length[2]) / 2,
         "reward.warmth": 1.5,
         "alignment_accuracy": (0.75 + 0.0) / 2,

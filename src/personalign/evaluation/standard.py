@@ -13,6 +13,7 @@ from personalign.types import Calibration, Figure, Judged, JudgedPair
 
 BETTER: dict[str, Better] = {
     "reward": "higher",
+    "reward_worst_tenth": "higher",
     "reward_at_length": "higher",
     "alignment_accuracy": "higher",
     "diversity": "higher",
@@ -28,7 +29,7 @@ BETTER: dict[str, Better] = {
 class Standard(Evaluation):
     """Figures of one run. Each is a mean over users of the user's mean, with a bootstrap interval by user.
 
-    reward              the truth's total
+    reward              the truth's total; reward_worst_tenth: of the tenth of users, at least one, who fare worst
     reward.<dimension>  p_d r_d, what a dimension adds to that total, over the users who care for it (p_d not 0);
                         where no stance is known the bare rating r_d, of which nobody knows which side is better
     reward_at_length    the reward at the length of the base's answers (`LengthControl`)
@@ -88,7 +89,11 @@ class Standard(Evaluation):
         self, answers: Sequence[Judged], calibration: Sequence[Calibration]
     ) -> Iterator[tuple[str, metrics.ByUser]]:
         scored = [(a.request.user, a.response.text, a.truth) for a in answers if a.truth is not None]
-        yield "reward", self._mean([(user, truth.total) for user, _, truth in scored])
+        users, totals = [user for user, _, _ in scored], [truth.total for _, _, truth in scored]
+        for name, kind in (("reward", metrics.UserMean), ("reward_worst_tenth", metrics.WorstTenth)):
+            metric = kind(self.how, sync_on_compute=False)
+            metric.update(users, totals)
+            yield name, metric
         if control := LengthControl.fit(calibration, self.length_shrinkage):
             rows = [(u, control.adjusted(u, len(text.words(said)), truth.total)) for u, said, truth in scored]
             yield "reward_at_length", self._mean(rows)
