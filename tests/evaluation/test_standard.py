@@ -10,7 +10,8 @@ import pytest
 from personalign.evaluation.standard import Standard
 from personalign.types import Calibration, Cost, Judged, JudgedPair, Message, Pair, Request, Response, Score, Stance
 
-STANDARD = Standard(resamples=300, level=0.95, few_users=5, bootstrap_seed=0, length_shrinkage=0.0, tie=0.1)
+HOW = {"resamples": 300, "level": 0.95, "few_users": 5, "bootstrap_seed": 0, "length_shrinkage": 0.0, "tie": 0.1}
+STANDARD = Standard(**HOW, front=[], front_corner=-3.0)  # type: ignore[arg-type]
 
 
 def request(user: str, name: str) -> Request:
@@ -80,6 +81,21 @@ def test_dimensions_count_for_the_users_who_care_for_them() -> None:
     assert "reward.length" not in found
     parts = found["reward.warmth"].value * 2 + found["reward.grade"].value
     assert parts == pytest.approx(found["reward"].value * 2)
+
+
+def test_the_front_of_users_is_measured_on_the_dimensions_that_are_named() -> None:
+    both = [(1.0, 3.0), (3.0, 1.0)]
+    answers = [
+        replace(
+            answer(user, user, "some words", 0.0), truth=Score(0.0, {"warmth": warmth, "grade": grade, "length": 9.0})
+        )
+        for user, (warmth, grade) in zip("uv", both, strict=True)
+    ]
+    standard = Standard(**HOW, front=["warmth", "grade"], front_corner=0.0)  # type: ignore[arg-type]
+    found = standard.measure(answers, [], [])["hypervolume"]
+    assert (found.value, found.n, found.users, found.better) == (5.0, 2, 2, "higher")
+    assert "hypervolume" not in standard.measure(ANSWERS, [], [])
+    assert "hypervolume" not in STANDARD.measure(answers, [], [])
 
 
 def test_what_is_missing_is_left_out() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from personalign.contracts import Evaluation, Fraction, NaturalInt, NonNegativeFloat, PositiveInt
-from personalign.evaluation import metrics, text
+from personalign.evaluation import metrics, pareto, text
 from personalign.evaluation.length import LengthControl
-from personalign.evaluation.statistics import Better, Bootstrap, Comparison, compare
+from personalign.evaluation.statistics import Better, Bootstrap, Comparison, Estimate, compare
 from personalign.types import Calibration, Figure, Judged, JudgedPair
 
 BETTER: dict[str, Better] = {
@@ -33,6 +35,7 @@ class Standard(Evaluation):
     reward.<dimension>  p_d r_d, what a dimension adds to that total, over the users who care for it (p_d not 0);
                         where no stance is known the bare rating r_d, of which nobody knows which side is better
     reward_at_length    the reward at the length of the base's answers (`LengthControl`)
+    hypervolume         of the Pareto front of the users' mean ratings on the dimensions of `front` (`pareto.front`)
     alignment_accuracy  held-out pairs that the system's margin puts right, a tie one half
     diversity           unique n-grams of an answer, n = 2..4 (PAD's); distinct: of a user's answers together
     repetition          share of 4-grams said before; words: length; eos_rate, refusal_rate: how answers end
@@ -58,10 +61,14 @@ class Standard(Evaluation):
         bootstrap_seed: NaturalInt,
         length_shrinkage: NonNegativeFloat,
         tie: NonNegativeFloat,
+        front: list[str],
+        front_corner: float,
     ) -> None:
         self.how = Bootstrap(resamples=resamples, level=level, few_users=few_users, seed=bootstrap_seed)
         self.length_shrinkage = length_shrinkage
         self.tie = tie
+        self.front = front
+        self.front_corner = front_corner
 
     def measure(
         self, answers: Sequence[Judged], pairs: Sequence[JudgedPair], calibration: Sequence[Calibration]
@@ -73,7 +80,15 @@ class Standard(Evaluation):
         known: Better = "higher" if any(a.stance for a in answers) else "none"
         sides = {name: BETTER.get(name, known if name.startswith("reward.") else "none") for name, _ in found}
         figures = {name: metric.compute().figure(sides[name]) for name, metric in found}
+        figures["hypervolume"] = self._front(answers).figure("higher")
         return {name: figure for name, figure in figures.items() if figure.n}
+
+    def _front(self, answers: Sequence[Judged]) -> Estimate:
+        """Of the answers that are rated on every dimension of the front."""
+        rated = [(a.request.user, a.truth.dimensions) for a in answers if a.truth is not None]
+        rated = [(user, ratings) for user, ratings in rated if self.front and ratings.keys() >= set(self.front)]
+        table = np.array([[ratings[name] for name in self.front] for _, ratings in rated])
+        return pareto.front([user for user, _ in rated], table, self.front_corner, self.how)
 
     def compare(self, answers: Sequence[Judged], baseline: Sequence[Judged]) -> Comparison | None:
         """Win, tie and lose per (user, request) by true reward; None where no request is shared."""
