@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from itertools import chain, count
 
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
@@ -11,6 +11,9 @@ from personalign.runtime.progress import Bar, track
 from personalign.runtime.rundir import RunDir
 from personalign.system import System
 from personalign.types import Request, Response, Score
+
+# By request: for every sample the answers of its steps.
+Lines = dict[str, list[list[Response]]]
 
 
 def answer(system: System, run: RunDir, requests: Sequence[Request], rank: int = 0, ranks: int = 1) -> None:
@@ -23,8 +26,8 @@ def answer(system: System, run: RunDir, requests: Sequence[Request], rank: int =
         raise ValueError("two requests have the same id")
     decoder = system.decoder()
     groups = decoder.groups([Job(request.id, system.plan(request)) for request in requests])[rank::ranks]
-    kept = {(row["request"], row["sample"]) for row in run.responses()}
-    missing = [g for g in groups if not all((j.request, s) in kept for j in g for s in range(j.plan.sampling.n))]
+    whole = {row["request"] for row in run.responses() if row["selected"]}
+    missing = [group for group in groups if not all(job.request in whole for job in group)]
     total, open_jobs = sum(map(len, groups)), sum(map(len, missing))
     with track("answering", total, "requests", done=total - open_jobs) as bar:
         for group in missing:
@@ -33,40 +36,53 @@ def answer(system: System, run: RunDir, requests: Sequence[Request], rank: int =
 
 def _one_group(system: System, run: RunDir, decoder: Decoder, group: Sequence[tuple[Job, Request]], bar: Bar) -> None:
     """Decode a group, follow the workflow of its generation, and keep what came out."""
-    answers: dict[str, list[Response]] = {job.request: [] for job, _ in group}
-    open_jobs = [job for job, _ in group]
-    while open_jobs:
-        for response in decoder.answer(open_jobs):
-            answers[response.request].append(response)
-        asked = [(request, answers[request.id]) for _, request in group]
-        open_jobs = [job for request, made in asked if (job := _next(system, request, made)) is not None]
-    tokens = sum(r.cost.new_tokens for made in answers.values() for r in made)
-    seconds = sum(r.cost.seconds for made in answers.values() for r in made)
-    _choose(system, run, [(request, answers[request.id]) for _, request in group])
-    bar.advance(len(group), f"{tokens / max(seconds, 1e-9):.0f} tokens/s")
+    lines: Lines = {job.request: [] for job, _ in group}
+    for response in decoder.answer([job for job, _ in group]):
+        lines[response.request].append([response])
+    requests = [request for _, request in group]
+    while steps := _steps(system, requests, lines):
+        made = {(r.request, r.sample): r for r in decoder.generate([job for job, _ in steps])}
+        for job, line in steps:
+            line.append(made[job.request, job.first])
+    _choose(system, run, [(request, lines[request.id]) for request in requests])
+    costs = [r.cost for of_request in lines.values() for r in chain(*of_request)]
+    speed = sum(c.new_tokens for c in costs) / max(sum(c.seconds for c in costs), 1e-9)
+    bar.advance(len(group), f"{speed:.0f} tokens/s")
 
 
-def _next(system: System, request: Request, made: Sequence[Response]) -> Job | None:
-    """A further plan where the workflow wants one; its answers count as further samples of the request."""
-    plan = system.generation.next(request, system.state(request), made)
-    if plan is None:
-        return None
-    return Job(request.id, replace(system.boundary.shape(plan), sampling=system.sampling))
+def _steps(system: System, requests: Sequence[Request], lines: Lines) -> list[tuple[Job, list[Response]]]:
+    """The samples whose workflow wants a further step: the step's job, and the answers that it goes on from.
+
+    Its answer is one more sample of the request, so that every answer has a number and a random stream of its own.
+    """
+    found = []
+    for request in requests:
+        numbers = count(sum(map(len, lines[request.id])))
+        for line in lines[request.id]:
+            plan = system.next(request, line)
+            if plan is not None:
+                found.append((Job(request.id, plan, next(numbers)), line))
+    return found
 
 
-def _choose(system: System, run: RunDir, answered: Sequence[tuple[Request, Sequence[Response]]]) -> None:
-    """Give of each request's answers the one that is admitted and selected, or refuse, and write all down."""
-    made = [[replace(response, sample=i) for i, response in enumerate(responses)] for _, responses in answered]
-    asked = _admitted(system, [(request, one) for (request, _), one in zip(answered, made, strict=True)])
-    for one, (request, admitted), scores in zip(made, asked, _scores(system, asked), strict=True):
+def _choose(system: System, run: RunDir, answered: Sequence[tuple[Request, Sequence[Sequence[Response]]]]) -> None:
+    """Give of each request's final answers the one that is admitted and selected, or refuse.
+
+    Every answer is written down, the given one last: a request is whole as soon as that one has been written.
+    """
+    finals = [(request, [system.generation.final(line) for line in lines]) for request, lines in answered]
+    asked = _admitted(system, finals)
+    for (request, lines), (_, last), (_, admitted), scores in zip(
+        answered, finals, asked, _scores(system, asked), strict=True
+    ):
+        made = list(chain(*lines))
+        given = Response(request=request.id, text="", sample=len(made), stop="refused")
         if admitted:
             given = system.generation.select(admitted, scores)
-        else:
-            given = Response(request=request.id, text="", sample=len(one), stop="refused")
-            one.append(given)
-        for response in one:
-            row = {**response.to_json(), "user": request.user, "selected": response.sample == given.sample}
-            run.append_response(row)
+        numbers = {response.sample for response in (*last, given)}
+        for response in (*(r for r in made if r.sample != given.sample), given):
+            marks = {"final": response.sample in numbers, "selected": response is given}
+            run.append_response({**response.to_json(), "user": request.user, **marks})
 
 
 def _admitted(

@@ -122,12 +122,19 @@ class Generation(Part, ABC):
     @abstractmethod
     def plan(self, request: Request, state: UserState, spec: PolicySpec) -> Plan: ...
 
-    def next(self, request: Request, state: UserState, responses: Sequence[Response]) -> Plan | None:
-        """A further plan for workflows that refine; None when the answer stands."""
+    def next(self, request: Request, state: UserState, responses: Sequence[Response], spec: PolicySpec) -> Plan | None:
+        """A further plan for workflows that refine; None when the answer stands.
+
+        `responses` are those of one sample so far, in order: every sample goes its own way.
+        """
         return None
 
+    def final(self, responses: Sequence[Response]) -> Response:
+        """The answer that one sample came to; it alone meets the boundary, the guide and `select`."""
+        return responses[-1]
+
     def select(self, admitted: Sequence[Response], scores: Sequence[Score] | None) -> Response:
-        """The one answer that is given, from those that the boundary admitted."""
+        """The one answer that is given, from the samples' answers that the boundary admitted."""
         return admitted[0]
 
 

@@ -151,7 +151,7 @@ class Experiment:
         self.seconds[phase] = round(time.perf_counter() - started, 3)
 
     def _record(self, system: System, figures: dict[str, Figure], training: dict[str, Any]) -> dict[str, Any]:
-        rows = self.dir.responses()
+        made = [row["cost"] for row in self.dir.responses()]
         return {
             "name": label(self.cfg),
             "identity": self.dir.identity,
@@ -161,8 +161,8 @@ class Experiment:
             "training": training,
             "cost": {
                 "seconds": self.seconds,
-                "forward_tokens": sum(row["cost"]["forward_tokens"] for row in rows),
-                "new_tokens": sum(row["cost"]["new_tokens"] for row in rows),
+                "forward_tokens": sum(cost["forward_tokens"] for cost in made),
+                "new_tokens": sum(cost["new_tokens"] for cost in made),
             },
             "data_hash": system.data.fingerprint(),
             "users": system.people(system.requests()),

@@ -16,6 +16,7 @@ from personalign.system import System
 from personalign.types import (
     Calibration,
     Chat,
+    Cost,
     Figure,
     Judged,
     JudgedPair,
@@ -36,7 +37,7 @@ def judge(system: System, run: RunDir, requests: Sequence[Request]) -> dict[str,
     """Measure the answers that `run` holds, write them with their measures to answers.jsonl, return the figures."""
     samples = _samples(run)
     answered = [(request, _given(samples[request.id])) for request in requests]
-    made = [[row["text"] for row in samples[r.id] if row["stop"] != "refused"] for r in requests]
+    made = [[row["text"] for row in samples[r.id] if row["final"] and row["stop"] != "refused"] for r in requests]
     best = best_rewards(system, list(zip(requests, made, strict=True)))
     answers = [replace(one, best=most) for one, most in zip(judged(system, answered), best, strict=True)]
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows(answers))
@@ -54,11 +55,9 @@ def _samples(run: RunDir) -> dict[str, list[dict[str, Any]]]:
 
 
 def _given(rows: Sequence[dict[str, Any]]) -> Response:
-    """The answer that was given, at the cost of all that were made for it to be chosen from."""
+    """The answer that was given, with the cost of all that was made for it."""
     row = next(row for row in rows if row["selected"])
-    response = _response(row)
-    fed, seconds = (sum(row["cost"][key] for row in rows) for key in ("forward_tokens", "seconds"))
-    return replace(response, cost=replace(response.cost, forward_tokens=fed, seconds=seconds))
+    return replace(_response(row), cost=sum((_response(row).cost for row in rows), Cost()))
 
 
 def _response(row: dict[str, Any]) -> Response:

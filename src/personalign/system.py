@@ -29,7 +29,7 @@ from personalign.contracts import (
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
 from personalign.policy.policy import Policy
-from personalign.types import Chat, Messages, Plan, Request, Sampling, Score, Stream, UserState
+from personalign.types import Chat, Messages, Plan, Request, Response, Sampling, Score, Stream, UserState
 
 _loaded: dict[str, Policy] = {}
 
@@ -131,6 +131,12 @@ class System:
         """The plan of a request, shaped by the boundary, with the configured sampling."""
         plan = self.generation.plan(request, self.state(request), self.policy.for_user(request.user))
         return replace(self.boundary.shape(plan), sampling=self.sampling)
+
+    def next(self, request: Request, responses: Sequence[Response]) -> Plan | None:
+        """The plan of a further step of one sample, shaped and drawn as the first; None when its answer stands."""
+        spec = self.policy.for_user(request.user)
+        plan = self.generation.next(request, self.state(request), responses, spec)
+        return None if plan is None else replace(self.boundary.shape(plan), sampling=replace(self.sampling, n=1))
 
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[list[str]]:
         """`sampling.n` answers of the untouched base to each request, on the plain prompt."""

@@ -218,6 +218,13 @@ class Cost:
     new_tokens: int = 0
     seconds: float = 0.0
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.forward_tokens + other.forward_tokens,
+            self.new_tokens + other.new_tokens,
+            self.seconds + other.seconds,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
@@ -281,6 +288,7 @@ class Judged:
     the plain prompt, in nats over `base_tokens` tokens (fluency). `stance` is the user's true one, where known.
     `universal` are its universal values, and `best` is the largest true reward among all the samples it was chosen
     from, where these are asked for.
+    The response's cost is that of all samples and steps which were made for it.
     """
 
     request: Request

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,8 +11,14 @@ import pytest
 from personalign.evaluation.standard import Standard
 from personalign.types import Calibration, Cost, Judged, JudgedPair, Message, Pair, Request, Response, Score, Stance
 
-SETTINGS = {"resamples": 300, "level": 0.95, "few_users": 5, "bootstrap_seed": 0, "length_shrinkage": 0.0, "tie": 0.1}
-STANDARD = Standard(**SETTINGS, floors={"harmlessness": -1.0})
+HOW = {"resamples": 300, "level": 0.95, "few_users": 5, "bootstrap_seed": 0, "length_shrinkage": 0.0, "tie": 0.1}
+
+
+def made(floors: dict[str, float], front: Sequence[str] = (), corner: float = -3.0) -> Standard:
+    return Standard(**HOW, floors=floors, front=list(front), front_corner=corner)  # type: ignore[arg-type]
+
+
+STANDARD = made({"harmlessness": -1.0})
 
 
 def request(user: str, name: str) -> Request:
@@ -45,6 +52,7 @@ def test_every_figure_by_hand() -> None:
     loop = 2 / 5 * 2 / 4 * 2 / 3
     expected = {
         "reward": 3.0,
+        "reward_worst_tenth": 2.0,
         "reward_at_length": ((at_length[0] + at_length[1]) / 2 + at_length[2]) / 2,
         "reward.warmth": 1.5,
         "alignment_accuracy": (0.75 + 0.0) / 2,
@@ -100,12 +108,27 @@ def test_violations_and_what_universal_values_cost_by_hand() -> None:
 
 def test_violations_are_left_out_where_a_floor_s_value_is_not_scored() -> None:
     answers = [valued(one, -2.0, 4.0) for one in ANSWERS]
-    unscored = Standard(**SETTINGS, floors={"harmlessness": 0.0, "honesty": 0.0})
-    for standard in (unscored, Standard(**SETTINGS, floors={})):
+    unscored = made({"harmlessness": 0.0, "honesty": 0.0})
+    for standard in (unscored, made({})):
         assert not standard.measure(answers, [], []).keys() & {"violation_rate", "personalization_tax"}
     assert not STANDARD.measure(ANSWERS, [], []).keys() & {"violation_rate", "personalization_tax"}
     with pytest.raises(ValueError, match="universal value harmlessness of the answer to request '1'"):
         STANDARD.measure([valued(ANSWERS[0], math.nan)], [], [])
+
+
+def test_the_front_of_users_is_measured_on_the_dimensions_that_are_named() -> None:
+    both = [(1.0, 3.0), (3.0, 1.0)]
+    answers = [
+        replace(
+            answer(user, user, "some words", 0.0), truth=Score(0.0, {"warmth": warmth, "grade": grade, "length": 9.0})
+        )
+        for user, (warmth, grade) in zip("uv", both, strict=True)
+    ]
+    standard = made({}, ["warmth", "grade"], 0.0)
+    found = standard.measure(answers, [], [])["hypervolume"]
+    assert (found.value, found.n, found.users, found.better) == (5.0, 2, 2, "higher")
+    assert "hypervolume" not in standard.measure(ANSWERS, [], [])
+    assert "hypervolume" not in STANDARD.measure(answers, [], [])
 
 
 def test_what_is_missing_is_left_out() -> None:

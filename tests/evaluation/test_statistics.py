@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personalign.evaluation import statistics
-from personalign.evaluation.statistics import Bootstrap, Groups, across_seeds, compare, estimate, resampled
+from personalign.evaluation.statistics import Bootstrap, Groups, across_seeds, compare, estimate, resampled, worst_tenth
 from personalign.types import Figure
 
 HOW = Bootstrap(resamples=400, level=0.9, few_users=10, seed=3)
@@ -169,3 +169,34 @@ def test_one_seed_keeps_its_figure() -> None:
 def test_statistics_do_not_import_torch() -> None:
     code = "import sys, personalign.evaluation.statistics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("users", "worst"), [(1, 1), (9, 1), (10, 1), (19, 1), (20, 2), (35, 3)])
+def test_the_worst_tenth_is_a_loop_over_the_least_means(users: int, worst: int) -> None:
+    table = np.random.default_rng(users).normal(size=(7, users))
+    expected = [sum(sorted(row)[:worst]) / worst for row in table.tolist()]
+    assert worst_tenth(table) == pytest.approx(expected)
+
+
+def test_the_worst_tenth_of_users_with_its_interval() -> None:
+    draw = np.random.default_rng(5)
+    users, values = np.repeat(np.arange(30), 4), draw.normal(size=120)
+    how = Bootstrap(resamples=500, level=0.9, few_users=0, seed=2)
+    found = estimate(users, values, np.ones(120), how, worst_tenth)
+    means = values.reshape(30, 4).mean(axis=1)
+    assert found.value == pytest.approx(np.sort(means)[:3].mean())
+    assert (found.n, found.users) == (120, 30) and found.low < found.value < found.high
+    drawn = np.random.default_rng(2).integers(30, size=(500, 30))
+    slow = [np.sort(means[row])[:3].mean() for row in drawn]
+    assert [found.low, found.high] == pytest.approx(np.quantile(slow, [0.05, 0.95]))
+
+
+def test_the_worst_of_few_users_is_redrawn_in_two_stages() -> None:
+    items = np.array([[0.0, 2.0], [5.0, 5.0]])
+    how = Bootstrap(resamples=20_000, level=0.9, few_users=10, seed=0)
+    drawn = resampled(Groups.of(np.repeat([0, 1], 2), items.ravel(), np.ones(4)), how, worst_tenth)
+    # Neither user drawn is the worst one with probability 1/4; else the least mean of one or of two redraws of it.
+    one, two = np.array([1, 2, 1]) / 4, np.array([7, 8, 1]) / 16
+    expected = {value: one[i] / 2 + two[i] / 4 for i, value in enumerate((0.0, 1.0, 2.0))} | {5.0: 0.25}
+    shares = {value: float((drawn == value).mean()) for value in expected}
+    assert shares == pytest.approx(expected, abs=0.015)

@@ -9,6 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from personalign.generation.best_of_n import BestOfN, BestOfNPreference
+from personalign.generation.context_steering import Amulet, ContextSteering
+from personalign.generation.draft_critique_revise import DraftCritiqueRevise
 from personalign.generation.in_context import InContext
 from personalign.generation.pad import Pad, PadScalar
 from personalign.generation.plain import Plain
@@ -17,7 +19,8 @@ from personalign.generation.retrieval_prompt import RetrievalPrompt
 from personalign.types import Message, PolicySpec, Request, Snippet, Stance, UserState
 
 CONF = Path(__file__).parents[2] / "conf"
-PARTS = (Plain, PreferencePrompt, InContext, RetrievalPrompt, BestOfN, BestOfNPreference, Pad, PadScalar)
+PROMPTED = (Plain, PreferencePrompt, InContext, RetrievalPrompt, DraftCritiqueRevise)
+PARTS = (*PROMPTED, BestOfN, BestOfNPreference, ContextSteering, Amulet, Pad, PadScalar)
 CLASSES = {c.__name__: c for c in PARTS}
 CHOICES = sorted(path.stem for path in (CONF / "generation").glob("*.yaml"))
 

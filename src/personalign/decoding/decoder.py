@@ -40,7 +40,7 @@ class Decoder:
         for job in jobs:
             plan = job.plan.simplified()
             kind = (replace(plan.candidates, stream=0), replace(plan.sampling, seed=0), plan.score_every)
-            same = plan if plan.sampling.temperature == 0.0 else job.request
+            same = plan if plan.sampling.temperature == 0.0 else (job.request, job.first)
             kinds.setdefault(kind, {}).setdefault(same, []).append(replace(job, plan=plan))
         return [group for alike in kinds.values() for group in self._split(list(alike.values()))]
 
@@ -79,7 +79,7 @@ class Decoder:
         return range(1 if job.plan.sampling.temperature == 0.0 else job.plan.sampling.n)
 
     def _start(self, job: Job, sample: int) -> Answer:
-        seed = derive(job.plan.sampling.seed, job.request, str(sample))
+        seed = derive(job.plan.sampling.seed, job.request, str(job.first + sample))
         return Answer(job, sample, torch.Generator().manual_seed(seed), 0)
 
     def _response(self, job: Job, sample: int, answer: Answer, seconds: float) -> Response:
@@ -89,7 +89,7 @@ class Decoder:
         return Response(
             request=job.request,
             text=text,
-            sample=sample,
+            sample=job.first + sample,
             tokens=tuple(answer.tokens),
             logprobs=tuple(answer.logprobs),
             stop="eos" if answer.stop == "eos" else "length",

@@ -15,10 +15,14 @@ from personalign.types import Chat, Deltas, Plan, Stream
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One request to answer: its id seeds the sampling, its plan says how."""
+    """One request to answer: its id seeds the sampling, its plan says how.
+
+    `first` is the number of its first sample: where a workflow goes on, those before it have been made.
+    """
 
     request: str
     plan: Plan
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)

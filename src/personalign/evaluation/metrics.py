@@ -17,7 +17,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from personalign.evaluation import text
-from personalign.evaluation.statistics import Bootstrap, Estimate, estimate
+from personalign.evaluation.statistics import Bootstrap, Estimate, Over, average, estimate, worst_tenth
 
 
 def user_key(user: str) -> float:
@@ -63,7 +63,10 @@ class ByUser(Metric):
         return array
 
     def compute(self) -> Estimate:
-        return estimate(self._state("users"), self._state("values"), self._state("weights"), self.how)
+        return self._estimate(average)
+
+    def _estimate(self, over: Over) -> Estimate:
+        return estimate(self._state("users"), self._state("values"), self._state("weights"), self.how, over)
 
 
 class UserMean(ByUser):
@@ -71,6 +74,13 @@ class UserMean(ByUser):
 
     def update(self, users: Sequence[str], values: Sequence[float]) -> None:
         self.add(users, values, [1.0] * len(values))
+
+
+class WorstTenth(UserMean):
+    """The mean over the tenth of users, at least one, whose own means are least (`statistics.worst_tenth`)."""
+
+    def compute(self) -> Estimate:
+        return self._estimate(worst_tenth)
 
 
 class UserRatio(ByUser):

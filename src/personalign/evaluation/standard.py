@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from personalign.contracts import Evaluation, Fraction, NaturalInt, NonNegativeFloat, PositiveInt
-from personalign.evaluation import metrics, text
+from personalign.evaluation import metrics, pareto, text
 from personalign.evaluation.length import LengthControl
-from personalign.evaluation.statistics import Better, Bootstrap, Comparison, compare
+from personalign.evaluation.statistics import Better, Bootstrap, Comparison, Estimate, compare
 from personalign.types import Calibration, Figure, Judged, JudgedPair
 
 BETTER: dict[str, Better] = {
     "reward": "higher",
+    "reward_worst_tenth": "higher",
     "reward_at_length": "higher",
     "alignment_accuracy": "higher",
     "diversity": "higher",
@@ -30,15 +33,17 @@ BETTER: dict[str, Better] = {
 class Standard(Evaluation):
     """Figures of one run. Each is a mean over users of the user's mean, with a bootstrap interval by user.
 
-    reward              the truth's total
+    reward              the truth's total; reward_worst_tenth: of the tenth of users, at least one, who fare worst
     reward.<dimension>  p_d r_d, what a dimension adds to that total, over the users who care for it (p_d not 0);
                         where no stance is known the bare rating r_d, of which nobody knows which side is better
     reward_at_length    the reward at the length of the base's answers (`LengthControl`)
+    hypervolume         of the Pareto front of the users' mean ratings on the dimensions of `front` (`pareto.front`)
     alignment_accuracy  held-out pairs that the system's margin puts right, a tie one half
     diversity           unique n-grams of an answer, n = 2..4 (PAD's); distinct: of a user's answers together
     repetition          share of 4-grams said before; words: length; eos_rate, refusal_rate: how answers end
     perplexity          of the answers under the base on the plain prompt; geometric mean over users
-    tokens_per_second, forward_tokens_per_token: summed within a user
+    tokens_per_second, forward_tokens_per_token: tokens of the given answers against all that was computed for them,
+                        other samples and steps included; summed within a user
 
     violation_rate      answers with a universal value below its floor; a refusal is none
     personalization_tax the truth's total that was given up: that of the best of all samples less that of the answer
@@ -65,11 +70,15 @@ class Standard(Evaluation):
         length_shrinkage: NonNegativeFloat,
         tie: NonNegativeFloat,
         floors: dict[str, float],
+        front: list[str],
+        front_corner: float,
     ) -> None:
         self.how = Bootstrap(resamples=resamples, level=level, few_users=few_users, seed=bootstrap_seed)
         self.length_shrinkage = length_shrinkage
         self.tie = tie
         self.floors = floors
+        self.front = front
+        self.front_corner = front_corner
 
     def measure(
         self, answers: Sequence[Judged], pairs: Sequence[JudgedPair], calibration: Sequence[Calibration]
@@ -81,7 +90,15 @@ class Standard(Evaluation):
         known: Better = "higher" if any(a.stance for a in answers) else "none"
         sides = {name: BETTER.get(name, known if name.startswith("reward.") else "none") for name, _ in found}
         figures = {name: metric.compute().figure(sides[name]) for name, metric in found}
+        figures["hypervolume"] = self._front(answers).figure("higher")
         return {name: figure for name, figure in figures.items() if figure.n}
+
+    def _front(self, answers: Sequence[Judged]) -> Estimate:
+        """Of the answers that are rated on every dimension of the front."""
+        rated = [(a.request.user, a.truth.dimensions) for a in answers if a.truth is not None]
+        rated = [(user, ratings) for user, ratings in rated if self.front and ratings.keys() >= set(self.front)]
+        table = np.array([[ratings[name] for name in self.front] for _, ratings in rated])
+        return pareto.front([user for user, _ in rated], table, self.front_corner, self.how)
 
     def compare(self, answers: Sequence[Judged], baseline: Sequence[Judged]) -> Comparison | None:
         """Win, tie and lose per (user, request) by true reward; None where no request is shared."""
@@ -97,7 +114,11 @@ class Standard(Evaluation):
         self, answers: Sequence[Judged], calibration: Sequence[Calibration]
     ) -> Iterator[tuple[str, metrics.ByUser]]:
         scored = [(a.request.user, a.response.text, a.truth) for a in answers if a.truth is not None]
-        yield "reward", self._mean([(user, truth.total) for user, _, truth in scored])
+        users, totals = [user for user, _, _ in scored], [truth.total for _, _, truth in scored]
+        for name, kind in (("reward", metrics.UserMean), ("reward_worst_tenth", metrics.WorstTenth)):
+            metric = kind(self.how, sync_on_compute=False)
+            metric.update(users, totals)
+            yield name, metric
         if control := LengthControl.fit(calibration, self.length_shrinkage):
             rows = [(u, control.adjusted(u, len(text.words(said)), truth.total)) for u, said, truth in scored]
             yield "reward_at_length", self._mean(rows)
@@ -125,11 +146,12 @@ class Standard(Evaluation):
     def _ends_and_costs(self, answers: Sequence[Judged]) -> Iterator[tuple[str, metrics.ByUser]]:
         users, costs = [a.request.user for a in answers], [a.response.cost for a in answers]
         perplexity = metrics.Perplexity(self.how, sync_on_compute=False)
-        perplexity.update(users, [a.base_nll for a in answers], [a.base_tokens for a in answers])
+        tokens = [a.base_tokens for a in answers]
+        perplexity.update(users, [a.base_nll for a in answers], tokens)
         speed = metrics.UserRatio(self.how, sync_on_compute=False)
-        speed.update(users, [c.new_tokens for c in costs], [c.seconds for c in costs])
+        speed.update(users, tokens, [c.seconds for c in costs])
         work = metrics.UserRatio(self.how, sync_on_compute=False)
-        work.update(users, [c.forward_tokens for c in costs], [c.new_tokens for c in costs])
+        work.update(users, [c.forward_tokens for c in costs], tokens)
         yield from (("perplexity", perplexity), ("tokens_per_second", speed))
         yield "forward_tokens_per_token", work
         for name, stop in (("eos_rate", "eos"), ("refusal_rate", "refused")):

@@ -21,7 +21,21 @@ from personalign.types import Figure
 Floats = NDArray[np.float64]
 Better = Literal["higher", "lower", "none"]
 Key = tuple[str, ...]
+Over = Callable[[Floats], Floats]
 CELLS = 2_000_000
+
+
+def average(means: Floats) -> Floats:
+    """The mean over users, the last axis."""
+    mean: Floats = means.mean(axis=-1)
+    return mean
+
+
+def worst_tenth(means: Floats) -> Floats:
+    """The mean over the tenth of users with the least means, at least one of them; users are the last axis."""
+    count = max(1, means.shape[-1] // 10)
+    worst: Floats = np.partition(means, count - 1, axis=-1)[..., :count].mean(axis=-1)
+    return worst
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,31 +96,29 @@ def weighted_mean(values: Floats, weights: Floats) -> Floats:
     return mean
 
 
-def resampled(groups: Groups, how: Bootstrap) -> Floats:
-    """The bootstrap's values (resamples,): means over drawn users of their (redrawn) means."""
+def resampled(groups: Groups, how: Bootstrap, over: Over = average) -> Floats:
+    """The bootstrap's values (resamples,): `over` drawn users' (redrawn) means."""
     rng = np.random.default_rng(how.seed)
     users = len(groups.counts)
     drawn = rng.integers(users, size=(how.resamples, users))
     if users >= how.few_users:
-        by_user: Floats = groups.means()[drawn].mean(axis=1)
-        return by_user
+        return over(groups.means()[drawn])
     step = max(1, CELLS // max(1, groups.values.size))
-    return np.concatenate([_two_stage(groups, drawn[i : i + step], rng) for i in range(0, len(drawn), step)])
+    return np.concatenate([over(_two_stage(groups, drawn[i : i + step], rng)) for i in range(0, len(drawn), step)])
 
 
 def _two_stage(groups: Groups, drawn: NDArray[np.int64], rng: np.random.Generator) -> Floats:
+    """The drawn users' means (resamples, users) over redrawn items."""
     counts = groups.counts[drawn][..., None]
     longest = groups.values.shape[1]
     items = (rng.random((*drawn.shape, longest)) * counts).astype(np.int64)
     used = np.arange(longest) < counts
     rows = drawn[..., None]
-    means = weighted_mean(groups.values[rows, items], groups.weights[rows, items] * used)
-    by_user: Floats = means.mean(axis=1)
-    return by_user
+    return weighted_mean(groups.values[rows, items], groups.weights[rows, items] * used)
 
 
-def estimate(users: NDArray[Any], values: Floats, weights: Floats, how: Bootstrap) -> Estimate:
-    """The mean over users of their weighted means, with its percentile interval.
+def estimate(users: NDArray[Any], values: Floats, weights: Floats, how: Bootstrap, over: Over = average) -> Estimate:
+    """The mean over users of their weighted means (or what else `over` makes of them), with its percentile interval.
 
     `users` (n,) holds any sortable keys. Items of weight 0 are left out, and so is a user with no other item.
     """
@@ -114,9 +126,9 @@ def estimate(users: NDArray[Any], values: Floats, weights: Floats, how: Bootstra
     if not len(groups.counts):
         return Estimate(np.nan, np.nan, np.nan, 0, 0)
     tail = (1.0 - how.level) / 2.0
-    low, high = np.quantile(resampled(groups, how), [tail, 1.0 - tail])
+    low, high = np.quantile(resampled(groups, how, over), [tail, 1.0 - tail])
     n, count = int(groups.counts.sum()), len(groups.counts)
-    return Estimate(float(groups.means().mean()), float(low), float(high), n, count)
+    return Estimate(float(over(groups.means())), float(low), float(high), n, count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,6 +52,8 @@ KNOWN = (
     Column("personalization_tax", "Boundary", "personalization tax", "Tax", 2),
     Column("tokens_per_second", "Cost", "tokens/s", "Tok/s", 0),
     Column("forward_tokens_per_token", "Cost", "forward tokens / token", "Fwd", 1),
+    Column("reward_worst_tenth", OWN, "worst tenth of users", "Worst", 2, "more"),
+    Column("hypervolume", "Pareto", "volume of the users' front", "Front", 2, "more"),
     Column("words", "Text", "words", "Words", 0, "more"),
     Column("distinct", "Text", "diversity over a user's answers", "Distinct", 2, "more"),
     Column("eos_rate", "Endings", "by end of text", "EOS", 2, "more"),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from personalign.contracts import Reward, UserError
-from personalign.reward.dimensions import WORD
+from personalign.ratings.dimensions import WORD
 from personalign.types import Request, Score, UserState
 
 

@@ -1,0 +1,171 @@
+"""Workflows on the tiny model: their steps, their cost, what is given, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from personalign import Experiment, compose
+from personalign.boundary.none import NoBoundary
+from personalign.decoding.decoder import Decoder
+from personalign.decoding.rows import Job
+from personalign.runtime.rundir import RunDir
+from personalign.system import System
+from personalign.types import Request, Response
+
+TOKENS = 8
+AGENT = [
+    "model=tiny",
+    "precision=fp32",
+    f"sampling.max_new_tokens={TOKENS}",
+    "requests.limit=2",
+    "requests.pairs=1",
+    "data.users=4",
+    "data.pool=shipped",
+    "decoding.batch_size=3",
+    "memory=statement",
+    "generation=draft_critique_revise",
+]
+DRAWN = ["sampling.n=2", "sampling.temperature=1.0"]
+
+
+def config(folder: Path, *more: str) -> Any:
+    return compose([*AGENT, f"paths.runs={folder}", *more])
+
+
+def rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The answers of the one run in a folder, by request in the order of their numbers, without their seconds."""
+    (run,) = [path for path in folder.iterdir() if (path / "config.yaml").exists()]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in RunDir(folder, run.name).responses():
+        row["cost"].pop("seconds")
+        found.setdefault(row["request"], []).append(row)
+    return found
+
+
+def figures(record: dict[str, Any]) -> Any:
+    """What does not depend on the clock."""
+    metrics = {name: figure for name, figure in record["metrics"].items() if name != "tokens_per_second"}
+    return json.loads(json.dumps([metrics, {k: v for k, v in record["cost"].items() if k != "seconds"}]))
+
+
+@pytest.mark.parametrize("more", [[], DRAWN], ids=["greedy", "drawn"])
+def test_every_sample_goes_its_own_way_as_if_it_were_alone(tmp_path: Path, more: list[str]) -> None:
+    cfg = config(tmp_path, *more)
+    Experiment(cfg).run()
+    system = System(cfg)
+    system.prepare()
+    found = rows(tmp_path)
+    assert len(found) == 8
+    n = cfg.sampling.n
+    for request in system.requests():
+        made = found[request.id]
+        assert [row["sample"] for row in made] == list(range(3 * n))
+        assert [row["sample"] for row in made if row["selected"]] == [2 * n]
+        for i in range(n):
+            assert [tuple(row["tokens"]) for row in made[i::n]] == [r.tokens for r in alone(system, request, i, n)]
+        drafts = {tuple(row["tokens"]) for row in made[:n]}
+        assert len(drafts) == n
+
+
+def alone(system: System, request: Request, sample: int, n: int) -> list[Response]:
+    """One sample's draft, critique and revision, each decoded by itself."""
+    decoder = Decoder(system.policy, 1)
+    line = [decoder.generate([Job(request.id, system.plan(request))])[sample]]
+    while (plan := system.next(request, line)) is not None:
+        line += decoder.generate([Job(request.id, plan, sample + n * len(line))])
+    return line
+
+
+def test_the_cost_is_that_of_all_steps(tmp_path: Path) -> None:
+    record = Experiment(config(tmp_path)).run()
+    found = rows(tmp_path)
+    total = {
+        name: sum(r["cost"][name] for made in found.values() for r in made) for name in ("forward_tokens", "new_tokens")
+    }
+    assert {name: record["cost"][name] for name in total} == total
+    answers = [json.loads(line) for line in (tmp_path / record["identity"] / "answers.jsonl").read_text().splitlines()]
+    for answer in answers:
+        made = found[answer["request"]]
+        assert answer["cost"]["forward_tokens"] == sum(r["cost"]["forward_tokens"] for r in made)
+        assert answer["cost"]["new_tokens"] == sum(r["cost"]["new_tokens"] for r in made)
+    users: dict[str, list[dict[str, Any]]] = {}
+    for answer in answers:
+        users.setdefault(answer["user"], []).append(answer)
+    ratios = [
+        sum(a["cost"]["forward_tokens"] for a in given) / sum(len(a["tokens"]) for a in given)
+        for given in users.values()
+    ]
+    assert record["metrics"]["forward_tokens_per_token"]["value"] == pytest.approx(sum(ratios) / len(ratios))
+
+
+@pytest.mark.parametrize(("budget", "steps"), [(1, 1), (TOKENS + 1, 2)])
+def test_where_the_budget_ends_before_a_revision_the_draft_is_given(tmp_path: Path, budget: int, steps: int) -> None:
+    record = Experiment(config(tmp_path / "agent", f"generation.budget={budget}")).run()
+    prompted = Experiment(config(tmp_path / "prompted", "generation=preference_prompt")).run()
+    made = rows(tmp_path / "agent")
+    assert max(len(of_request) for of_request in made.values()) == steps
+    assert all([row["sample"] for row in of_request if row["selected"]] == [0] for of_request in made.values())
+    assert record["metrics"]["reward"] == prompted["metrics"]["reward"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    folder = tmp_path_factory.mktemp("whole")
+    record = Experiment(config(folder, *DRAWN)).run()
+    return figures(record), rows(folder)
+
+
+def broken_off(folder: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, at: int) -> None:
+    """Run until a method is called for the `at`-th time, where the power fails."""
+    calls = iter(range(at))
+    genuine = getattr(owner, name)
+
+    def failing(self: Any, *args: Any) -> Any:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return genuine(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, failing)
+        with pytest.raises(KeyboardInterrupt):
+            Experiment(config(folder, *DRAWN)).run()
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_interrupted_between_steps_and_run_again_gives_the_same(
+    whole: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    broken_off(tmp_path, monkeypatch, Decoder, "answer", step)
+    record = Experiment(config(tmp_path, *DRAWN)).run()
+    assert (figures(record), rows(tmp_path)) == whole
+
+
+@pytest.mark.parametrize("row", [1, 5, 6, 9])
+def test_interrupted_while_answers_are_written_and_run_again_gives_the_same(
+    whole: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: int
+) -> None:
+    broken_off(tmp_path, monkeypatch, RunDir, "append_response", row)
+    record = Experiment(config(tmp_path, *DRAWN)).run()
+    assert (figures(record), rows(tmp_path)) == whole
+
+
+def test_the_boundary_meets_the_samples_answers_alone_and_may_refuse_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[int] = []
+
+    def strict(self: NoBoundary, request: Request, responses: Sequence[Response]) -> Sequence[Response]:
+        met.extend(response.sample for response in responses)
+        return []
+
+    monkeypatch.setattr(NoBoundary, "admit", strict)
+    record = Experiment(config(tmp_path, *DRAWN)).run()
+    assert met == [4, 5] * 8
+    given = [row for made in rows(tmp_path).values() for row in made if row["selected"]]
+    assert len(given) == 8 and all((row["text"], row["stop"], row["sample"]) == ("", "refused", 4) for row in given)
+    assert record["metrics"]["refusal_rate"]["value"] == 1.0
