@@ -169,7 +169,19 @@ def test_nothing_in_the_past_gives_the_target_away(tmp_path: Path) -> None:
     asked = f"Generate a headline for the following article: {article}. They rest at night."
     assert said(one(tmp_path, 4, profile=profile, input=asked)) == ['"Not so strong ants" is the title for "Crumbs."']
     tweets = [{"text": "Sooo tired today  "}, {"text": "sooo tired today, really"}]
-    assert said(one(tmp_path, 7, profile=tweets)) == ["sooo tired today, really"]
+    assert said(one(tmp_path, 7, profile=tweets)) == ["sooo tired today, really"], "three words may recur by chance"
+
+
+def test_a_long_target_is_in_no_text_of_the_past(tmp_path: Path) -> None:
+    target = "Why ants carry crumbs home"
+    profile = [
+        {"title": "More on ants", "text": f"As we wrote in “{target.upper()}”, they do."},
+        {"title": f"{target}, part two", "text": "They rest."},
+        {"title": "Why ants carry crumbs", "text": "Home is where they rest."},
+    ]
+    prompt = CASES[4][0]
+    path = folder(tmp_path, 4, [{"id": "1", "input": prompt, "profile": profile}], [{"id": "1", "output": target}])
+    assert said(part(path, 4), "1") == ['"Why ants carry crumbs" is the title for "Home is where they rest."']
 
 
 def test_a_label_in_the_past_is_no_leak_but_the_same_text_is(tmp_path: Path) -> None:

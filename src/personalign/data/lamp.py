@@ -18,7 +18,7 @@ from personalign.types import Event, Message, Pair, Request
 REMEDY = (
     "download the questions and outputs of one task from lamp-benchmark.github.io and give their folder as data.path"
 )
-# A past text of fewer words than these may stand in what is asked by chance.
+# Fewer words than these may recur by chance.
 RUN = 5
 DATE = re.compile(r"\d{1,12}(-\d{1,2}){0,2}")
 TAGS = re.compile(r"\[([^\[\]]+)\]")
@@ -58,7 +58,7 @@ class LaMP(Data):
 
     In tasks 1 to 3 the reference is one of the request's `choices`, in tasks 4 to 7 a text. Items are in order of
     their dates where they have some (the time-based split), else in that of the file. An item that would give
-    the target away is left out: one that repeats the text asked for, and one whose text stands in the request.
+    the target away is left out: one that has the text asked for, and one whose own text stands in the request.
     """
 
     provides = ("events.text",)
@@ -158,15 +158,20 @@ class LaMP(Data):
 
     def _kept(self, prompt: str, target: str, items: Iterable[dict[str, str]]) -> list[dict[str, str]]:
         """The items that tell nothing of the target."""
-        asked, wanted = f" {normalise(prompt)} ", normalise(target)
-        made = self._task.result or self._task.text
+        asked, wanted = normalise(prompt), normalise(target) if self._task.labels is None else ""
         kept = []
         for fields in filter(None, items):
-            text = normalise(fields[self._task.text])
-            given_away = self._task.labels is None and normalise(fields[made]) == wanted
-            if not given_away and not (len(text.split()) >= RUN and f" {text} " in asked):
+            words = {name: normalise(value) for name, value in fields.items()}
+            same = wanted != "" and words[self._task.result or self._task.text] == wanted
+            told = _holds(asked, words[self._task.text]) or any(_holds(text, wanted) for text in words.values())
+            if not same and not told:
                 kept.append(fields)
         return kept
+
+
+def _holds(text: str, run: str) -> bool:
+    """Whether a text has all of a run of words that is too long to recur by chance."""
+    return run.count(" ") >= RUN - 1 and f" {run} " in f" {text} "
 
 
 def _identified(row: Row, known: Collection[str]) -> tuple[str, Row]:
