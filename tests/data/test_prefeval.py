@@ -54,6 +54,7 @@ def test_of_the_options_the_first_is_right(path: Path) -> None:
 def test_a_row_that_comes_twice_counts_once(path: Path) -> None:
     (path / "food copy.json").write_text(json.dumps([ROWS[0], ROWS[0], ROWS[2]]))
     assert len(part(path).requests("test")) == 3
+    assert [r.context["topic"] for r in part(path, limit=1).requests("test")] == ["food", "travel"], "not twice"
     other = [{**ROWS[0], OPTIONS: CHOICES}, {**ROWS[0], OPTIONS: CHOICES[:2]}]
     (path / "food copy.json").write_text(json.dumps(other))
     assert len(part(path).requests("test")) == 5 and len(part(path).users()) == 2

@@ -64,14 +64,16 @@ class PrefEval(Data):
         reader = Reader()
         statements: dict[str, str] = {}
         requests: dict[str, Request] = {}
-        of_topic: dict[str, int] = {}
+        of_topic: dict[str, set[str]] = {}
+        seen: set[str] = set()
         for path in find_files(self._path, self._files, on_hub="*explicit_preference*", remedy=REMEDY):
             for row in reader.rows(path):
                 preference, request = _taken(row, path)
-                topic = request.context["topic"]
-                if request.id not in requests and (self._limit is None or of_topic.get(topic, 0) < self._limit):
-                    of_topic[topic] = of_topic.get(topic, 0) + 1
+                topic = of_topic.setdefault(request.context["topic"], set())
+                if request.id not in seen and (self._limit is None or len(topic) < self._limit):
+                    topic.add(request.id)
                     statements[request.user], requests[request.id] = preference, request
+                seen.add(request.id)
         return Table(statements, requests, reader.finish({"limit": self._limit}))
 
 
@@ -81,6 +83,7 @@ def _taken(row: Row, path: Path) -> tuple[str, Request]:
         row.wrong("conversation", "tells the preference between the lines, and is not read here: "
                   "use explicit_preference or mcq_options")  # fmt: skip
     topic = row.text("topic") if row.has("topic") else path.stem
+    topic = topic.removesuffix(" copy")  # the release has one topic's file twice, under such a name
     preference, question = row.text("preference"), row.text("question")
     options = row.options(OPTIONS) if row.has(OPTIONS) else ()
     user = digest(preference)
