@@ -16,6 +16,7 @@ from personalign.system import System
 from personalign.types import (
     Calibration,
     Chat,
+    ChoiceScore,
     Cost,
     Figure,
     Judged,
@@ -71,6 +72,7 @@ def judged(system: System, answered: Sequence[tuple[Request, Response]]) -> list
     states = [system.data.truth(request) for request, _ in answered]
     values = system.values([(request, [r.text]) for request, r in answered]) or [[] for _ in answered]
     nll = base_nll(system, answered)
+    choices = choice_scores(system, [request for request, _ in answered])
     return [
         Judged(
             request=request,
@@ -80,9 +82,10 @@ def judged(system: System, answered: Sequence[tuple[Request, Response]]) -> list
             universal=universal[0] if universal else None,
             base_nll=loss,
             base_tokens=len(response.tokens),
+            choices=chosen,
         )
-        for (request, response), scores, state, universal, loss in zip(
-            answered, truths, states, values, nll, strict=True
+        for (request, response), scores, state, universal, loss, chosen in zip(
+            answered, truths, states, values, nll, choices, strict=True
         )
     ]
 
@@ -119,6 +122,20 @@ def base_nll(system: System, answered: Sequence[tuple[Request, Response]]) -> li
         for request, response in answered
     ]
     return [-value for value in score_readings(system.policy, readings, "fluency")]
+
+
+def choice_scores(system: System, requests: Sequence[Request]) -> list[tuple[ChoiceScore, ...]]:
+    """What the system's plan makes of every choice of each request; () for a request without choices."""
+    texts = [[tuple(system.policy.encode_answer(text)[:-1]) for text in request.choices] for request in requests]
+    plans = [system.plan(request) if some else None for request, some in zip(requests, texts, strict=True)]
+    readings = [
+        Reading(request.id, plan, ids)
+        for request, plan, some in zip(requests, plans, texts, strict=True)
+        if plan is not None
+        for ids in some
+    ]
+    values = iter(score_readings(system.policy, readings, "choices"))
+    return [tuple(ChoiceScore(next(values), len(ids)) for ids in some) for some in texts]
 
 
 def judged_pairs(system: System) -> list[JudgedPair]:
@@ -160,4 +177,5 @@ def rows(answers: Sequence[Judged]) -> Iterable[dict[str, Any]]:
             "universal": None if item.universal is None else dict(item.universal.dimensions),
             "base_nll": item.base_nll,
             "base_tokens": item.base_tokens,
+            **({"choices": [asdict(choice) for choice in item.choices]} if item.choices else {}),
         }

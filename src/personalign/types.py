@@ -48,13 +48,17 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a user asks at a time. Recall sees only events before `time`, never the references."""
+    """What a user asks at a time. Recall sees only events before `time`, never the references.
+
+    `choices` are all the answers that can be right, of which the references are: labels, or options.
+    """
 
     id: str
     user: str
     messages: Messages
     time: float = float("inf")
     references: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
     context: Mapping[str, str] = field(default_factory=dict)
     split: Split = "test"
 
@@ -280,6 +284,15 @@ def last_user_text(messages: Sequence[Message]) -> str:
     return next((m.content for m in reversed(messages) if m.role == "user"), "")
 
 
+@dataclass(frozen=True, slots=True)
+class ChoiceScore:
+    """What the system's plan makes of one choice of a request: log p(choice | prompt) in nats, without an end of text,
+    and in how many tokens. For a plan of several streams it is their log-linear score."""
+
+    logprob: float
+    tokens: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
     """One answer with all that was measured on it; the input of evaluation.
@@ -289,6 +302,7 @@ class Judged:
     `universal` are its universal values, and `best` is the largest true reward among all the samples it was chosen
     from, where these are asked for.
     The response's cost is that of all samples and steps which were made for it.
+    `choices` are the scores of the request's choices, in their order.
     """
 
     request: Request
@@ -300,6 +314,7 @@ class Judged:
     best: float | None = None
     base_nll: float = 0.0
     base_tokens: int = 0
+    choices: tuple[ChoiceScore, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

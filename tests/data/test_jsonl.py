@@ -291,10 +291,21 @@ BAD_REQUESTS: list[tuple[dict[str, Any], str]] = [
     ({"user": "ana", "messages": [{"role": "system"}, TURN]}, 'field "messages[0].content": is missing'),
     ({**ASK, "split": "dev"}, "field \"split\": 'dev' is unknown; there are test, train, validation"),
     ({**ASK, "references": "x"}, 'field "references": expected a list, found a text'),
+    ({**ASK, "choices": ["a", "b"]}, 'field "references": say which of the choices are right'),
+    ({**ASK, "choices": ["yes", "no"], "references": ["yess"]}, "is none of the choices; did you mean 'yes'?"),
+    ({**ASK, "choices": ["a"], "references": ["a"]}, 'field "choices": expected at least two texts'),
     ({**ASK, "context": {"place": []}}, 'field "context.place": expected a text or a whole number'),
     ({**ASK, "id": ""}, 'field "id": is empty'),
     ({**ASK, "chosen": "x"}, 'field "chosen": is unknown here'),
 ]
+
+
+def test_choices_are_kept_and_are_part_of_the_id(tmp_path: Path) -> None:
+    chosen = {**ASK, "choices": ["yes", "no"], "references": ["no"], "split": "test"}
+    plain = {name: value for name, value in chosen.items() if name != "choices"}
+    found = part(write(tmp_path, requests=[chosen, plain])).requests("test")
+    assert [(r.choices, r.references) for r in found] == [(("yes", "no"), ("no",)), ((), ("no",))]
+    assert len({r.id for r in found}) == 2
 
 
 @pytest.mark.parametrize(("row", "expected"), BAD_REQUESTS)

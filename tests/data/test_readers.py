@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from personalign.contracts import UserError
 from personalign.data.alignx_psoups import AlignXPSoups
 from personalign.data.jsonl import Jsonl, check
+from personalign.data.lamp import LaMP
+from personalign.data.prefeval import PrefEval
 from personalign.data.psoups_eval import PSoupsEval
 from personalign.data.readers import LISTED, Reader, nearest
 from personalign.data.splits import check_fractions, check_splits, digest, normalise, split_of
@@ -55,6 +57,9 @@ def read(data: bytes, folder: Path) -> list[dict[str, object]]:
         (b'[{"a": 1}]\n\n]', "line 3 (item 2): not JSON: there is more after"),
         (b'[{"a": 1},\n"b"]', "line 2 (item 2): expected an object {...}, found a text"),
         (b'[{"a": 1},\n"\xff"]', "line 2: not UTF-8"),
+        (b'\n{\n"a": 1,\n"b" 2}', "line 4: not JSON: Expecting ':' delimiter, at column 5"),
+        (b'\n {\n"a": 1,\n"b": "\xff"}', "line 4: not UTF-8"),
+        (b'{\n"a": 1}\n{\n"a": 2}', "line 1: not JSON: there is more after the first value"),
     ],
 )
 def test_broken_file_is_named_with_its_line(data: bytes, expected: str, tmp_path: Path) -> None:
@@ -76,6 +81,7 @@ def test_forms_of_one_content_read_alike(tmp_path: Path) -> None:
         "\ufeff \n" + json.dumps(rows, indent=4, ensure_ascii=False),
     ]
     assert all(read(form.encode(), tmp_path) == rows for form in forms)
+    assert read(json.dumps(rows[0], indent=2).encode(), tmp_path) == rows[:1], "one object over several lines"
 
 
 def test_a_megabyte_of_text(tmp_path: Path) -> None:
@@ -135,6 +141,9 @@ LOOKUPS: list[tuple[Callable[[object], object], str, str]] = [
     (lambda row: row.numbers("x"), '{"x": {" ": 1}}', "is empty or has an empty name"),
     (lambda row: row.numbers("x"), '{"x": [1]}', "expected an object, found a list"),
     (lambda row: row.texts("x"), '{"x": "a"}', "expected a list, found a text"),
+    (lambda row: row.options("x"), '{"x": ["a"]}', "expected at least two texts to choose from"),
+    (lambda row: row.options("x"), '{"x": ["a", "b", "a"]}', "is the same text as one before it"),
+    (lambda row: row.options("x"), '{"y": 1}', "is missing"),
     (lambda row: row.only("prompt"), '{"promt": 1}', "is unknown here; did you mean 'prompt'?"),
 ]
 
@@ -182,7 +191,7 @@ def test_values_of_good_fields(tmp_path: Path) -> None:
 
 def test_at_most_twenty_problems_are_listed(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        read(b"{\n" * (LISTED + 7), tmp_path)
+        read(b"{'\n" * (LISTED + 7), tmp_path)
     lines = str(caught.value).splitlines()
     assert len(lines) == LISTED + 1 and lines[-1] == "and 7 more problems"
 
@@ -245,6 +254,9 @@ SOURCES = st.sampled_from(
         b'[{"request": "r", "chosen": "c", "rejected": "r", "labels": {"d": 0.5}}]',
         b'{"prompt": "p", "chosen": "c", "rejected": "r", "ground_truth_persona": "g", "profile": "f", '
         b'"Pair-wise Comparative Feedback": [{"prompt": "p", "chosen": "c", "rejected": "r"}]}',
+        b'{"id": "u", "input": "[a, b] x", "profile": [{"tag": "a", "description": "d", "date": "2012-1"}]}',
+        b'{\n"task": "LaMP_2", "golds": [{"id": "u", "output": "a"}]}',
+        b'{"preference": "p", "question": "q", "classification_task_options": ["a", "b"]}',
     ]
 )
 
@@ -266,6 +278,10 @@ def test_no_bytes_give_a_traceback(data: bytes) -> None:
         folder = Path(name)
         for file in ("users", "events", "requests", "pairs"):
             (folder / f"{file}.jsonl").write_bytes(data)
+        for file in ("dev_questions.json", "dev_outputs.json"):
+            (folder / file).write_bytes(data)
+        (folder / "train_questions.json").write_bytes(data)
+        (folder / "train_outputs.json").write_text('{"task": "LaMP_2", "golds": [{"id": "u", "output": "a"}]}')
         fractions = {"validation": 0.1, "test": 0.5, "seed": 0, "limit": None}
         files = {"users": None, "events": None, "requests": None, "pairs": None}
         parts = [
@@ -273,6 +289,9 @@ def test_no_bytes_give_a_traceback(data: bytes) -> None:
             *(Jsonl(path=None, **{**files, file: f"{name}/pairs.jsonl"}, **fractions) for file in files),
             AlignXPSoups(path=name, files=["pairs"], personas=None, history=4, stances={}, declared=False, **fractions),
             PSoupsEval(path=name, files=["users"], statements={}, stances={}, users={"u": []}, limit=None),
+            PrefEval(path=f"{name}/users.jsonl", files=None, limit=None),
+            LaMP(path=name, task=2, split="dev", limit=None),
+            LaMP(path=name, task=2, split="train", limit=1),
         ]
         for part in parts:
             try:

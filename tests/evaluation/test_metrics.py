@@ -12,9 +12,10 @@ import torch.multiprocessing as multiprocessing
 
 from personalign.evaluation.metrics import (
     AlignmentAccuracy,
-    ByUser,
     Diversity,
+    Items,
     Perplexity,
+    Pooled,
     Repetition,
     UserMean,
     UserRatio,
@@ -36,13 +37,14 @@ def items() -> list[Item]:
 
 
 def measured(mine: list[Item]) -> dict[str, Estimate]:
-    kinds: dict[str, ByUser] = {
+    kinds: dict[str, Items] = {
         "mean": UserMean(HOW),
         "ratio": UserRatio(HOW),
         "perplexity": Perplexity(HOW),
         "accuracy": AlignmentAccuracy(HOW),
         "diversity": Diversity(HOW),
         "repetition": Repetition(HOW),
+        "pooled": Pooled(lambda sums: sums[..., 0] / (1 + sums[..., 1]), 2, HOW),
     }
     for item in mine:
         user, value, weight, said = [item[0]], [item[1]], [item[2]], [item[3]]
@@ -52,6 +54,7 @@ def measured(mine: list[Item]) -> dict[str, Estimate]:
             kinds[name].update(user, value, weight)
         for name in ("diversity", "repetition"):
             kinds[name].update(user, said)
+        kinds["pooled"].update(user, [(item[1], item[2])])
     return {name: metric.compute() for name, metric in kinds.items()}
 
 

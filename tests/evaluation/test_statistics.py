@@ -14,7 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personalign.evaluation import statistics
-from personalign.evaluation.statistics import Bootstrap, Groups, across_seeds, compare, estimate, resampled, worst_tenth
+from personalign.evaluation.statistics import (
+    Bootstrap,
+    Groups,
+    across_seeds,
+    compare,
+    estimate,
+    pooled,
+    resampled,
+    worst_tenth,
+)
 from personalign.types import Figure
 
 HOW = Bootstrap(resamples=400, level=0.9, few_users=10, seed=3)
@@ -200,3 +209,41 @@ def test_the_worst_of_few_users_is_redrawn_in_two_stages() -> None:
     expected = {value: one[i] / 2 + two[i] / 4 for i, value in enumerate((0.0, 1.0, 2.0))} | {5.0: 0.25}
     shares = {value: float((drawn == value).mean()) for value in expected}
     assert shares == pytest.approx(expected, abs=0.015)
+
+
+def share(sums: statistics.Floats) -> statistics.Floats:
+    """(sum of the first number) / (sum of the second)."""
+    return sums[..., 0] / sums[..., 1]  # type: ignore[no-any-return]
+
+
+def test_pooled_is_the_measure_of_sums_and_counts_users_and_items() -> None:
+    rows = np.stack([VALUES, WEIGHTS], axis=1)
+    found = pooled(USERS, rows, share, HOW)
+    assert found.value == pytest.approx(VALUES.sum() / WEIGHTS.sum())
+    assert (found.n, found.users) == (6, 3) and found.low < found.value < found.high
+    order = np.array([3, 5, 0, 1, 4, 2])
+    assert pooled(USERS[order], rows[order], share, HOW) == found
+    nothing = pooled(USERS[:0], rows[:0], share, HOW)
+    assert nothing.n == nothing.users == 0 and np.isnan(nothing.value)
+
+
+@pytest.mark.parametrize("few", [0, 1000])
+def test_pooled_interval_is_that_of_means_where_users_have_one_item_each(few: int) -> None:
+    """Then the pooled share is the mean over users, and redrawing the one item of a user changes nothing."""
+    rng = np.random.default_rng(1)
+    users, values = np.arange(150.0), rng.normal(size=150)
+    how = replace(HOW, resamples=20_000, few_users=few)
+    ours = pooled(users, np.stack([values, np.ones(150)], axis=1), share, how)
+    theirs = estimate(users, values, np.ones(150), how)
+    assert ours[:3] == pytest.approx(theirs[:3], abs=0.01)
+
+
+def test_pooled_redraws_whole_users_and_items_where_users_are_few() -> None:
+    users = np.repeat([0.0, 1.0], 50)
+    rows = np.stack([np.tile([0.0, 1.0], 50), np.ones(100)], axis=1)
+    whole = pooled(users, rows, share, replace(HOW, few_users=0))
+    assert whole.low == whole.value == whole.high == 0.5, "both users are alike"
+    within = pooled(users, rows, share, replace(HOW, resamples=20_000, few_users=3))
+    # Given how often each user is drawn, 100 items are redrawn with chance one half each.
+    half = NormalDist().inv_cdf(0.95) * 0.05
+    assert (within.low, within.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.01)

@@ -90,11 +90,12 @@ class Tables:
             self._choices[key] = min(timed, self._choices.get(key, timed))
 
     def _request(self, row: Row) -> None:
-        row.only("id", "references", "meta", *ASKED)
+        row.only("id", "references", "choices", "meta", *ASKED)
         references = row.texts("references") if row.has("references") else ()
         fields = self._asked(row)
-        id = _id(row, _plain(fields), references)
-        self._put(self.requests, row, id, Request(id=id, references=references, **fields))
+        choices = _choices(row, references)
+        id = _id(row, _plain(fields), references, *([choices] if choices else []))
+        self._put(self.requests, row, id, Request(id=id, references=references, choices=choices, **fields))
 
     def _pair(self, row: Row) -> None:
         named = row.has("request")
@@ -193,6 +194,19 @@ def _choice(row: Row) -> tuple[str, str]:
     if chosen and chosen == rejected:
         row.wrong("rejected", "is the same text as chosen")
     return chosen, rejected
+
+
+def _choices(row: Row, references: tuple[str, ...]) -> tuple[str, ...]:
+    """All the answers to choose from; the references say which of them are right."""
+    if not row.has("choices"):
+        return ()
+    choices = row.options("choices")
+    if not references:
+        row.wrong("references", "say which of the choices are right")
+    for n, text in enumerate(references):
+        if text and text not in choices:
+            row.wrong(f"references[{n}]", f"is none of the choices{nearest(text, choices)}")
+    return choices
 
 
 def _messages(row: Row) -> Messages:

@@ -1,6 +1,7 @@
 """Turns the bytes of a data file into rows with their lines; nothing in them can raise.
 
-A file is JSON lines or one JSON array, in UTF-8, with or without a byte order mark.
+A file is JSON lines, one JSON array or one JSON object over several lines; in UTF-8, with or without a byte order
+mark.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ def parse(data: bytes) -> Iterator[tuple[str, object]]:
     if data.lstrip().startswith(b"["):
         yield from _array(data)
         return
+    if data.lstrip().partition(b"\n")[0].strip() == b"{":  # no whole line of JSON lines
+        yield _object(data)
+        return
     for line, raw in enumerate(data.split(b"\n"), start=1):
         if raw.strip():
             yield f"line {line}", _line(raw)
@@ -41,6 +45,18 @@ def _line(raw: bytes) -> object:
     except ValueError as error:
         return error
     return value
+
+
+def _object(data: bytes) -> tuple[str, object]:
+    """The one object, at its first line or at the line that breaks it."""
+    body = data.lstrip()
+    line = 1 + data.count(b"\n", 0, len(data) - len(body))
+    value = _line(body)
+    if isinstance(value, json.JSONDecodeError):
+        line += value.lineno - 1
+    elif isinstance(value, UnicodeDecodeError):
+        line += body.count(b"\n", 0, value.start)
+    return f"line {line}", value
 
 
 def _array(data: bytes) -> Iterator[tuple[str, object]]:

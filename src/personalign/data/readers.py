@@ -178,6 +178,16 @@ class Row:
         """A list of texts."""
         return tuple(row.text(name) for row, name in self._items(field))
 
+    def options(self, field: str) -> tuple[str, ...]:
+        """A list of two or more different texts to choose from."""
+        found = self.texts(field)
+        if isinstance(self.values.get(field), list) and len(found) < 2:
+            self.wrong(field, "expected at least two texts to choose from")
+        for n, text in enumerate(found):
+            if text and text in found[:n]:
+                self.wrong(f"{field}[{n}]", "is the same text as one before it")
+        return found
+
     def rows(self, field: str) -> list[Row]:
         """A list of objects, as rows of their own."""
         return [row.within(name) for row, name in self._items(field)]

@@ -1,6 +1,6 @@
 """Torchmetrics classes that average by user; they reduce over ranks to exactly what one process computes.
 
-The states are flat lists of (user key, value, weight) that are concatenated over ranks. Keys are hashes of
+The states are flat lists (user key, value, weight) that are concatenated over ranks. Keys are hashes of
 user names, so no rank has to know the others' users; the order of arrival changes no bit of the result.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from personalign.evaluation import text
-from personalign.evaluation.statistics import Bootstrap, Estimate, Over, average, estimate, worst_tenth
+from personalign.evaluation.statistics import Bootstrap, Estimate, Floats, Over, average, estimate, pooled, worst_tenth
 
 
 def user_key(user: str) -> float:
@@ -26,32 +26,26 @@ def user_key(user: str) -> float:
     return float(int.from_bytes(digest) >> 11)
 
 
-class ByUser(Metric):
-    """Items of users, and the mean over users of each user's weighted mean (`statistics.estimate`).
+class Items(Metric):
+    """Items of users, each with some numbers, in one flat state for each number. `how` tells the intervals' bootstrap;
+    keywords beyond are torchmetrics' own. `compute` gives an `Estimate`."""
 
-    `compute` gives an `Estimate` with its bootstrap interval. Items of weight 0 are left out. Keywords beyond
-    `how` are torchmetrics' own.
-    """
-
-    users: list[Tensor]
-    values: list[Tensor]
-    weights: list[Tensor]
     full_state_update = False
 
-    def __init__(self, how: Bootstrap, **options: Any) -> None:
+    def __init__(self, how: Bootstrap, numbers: Sequence[str], **options: Any) -> None:
         super().__init__(**options)
-        self.how = how
-        for name in ("users", "values", "weights"):
+        self.how, self.names = how, ("users", *numbers)
+        for name in self.names:
             self.add_state(name, default=[], dist_reduce_fx="cat")
         # A rank without items contributes an empty tensor of the metric's own type: that of the others, then.
         self.set_dtype(torch.float64)
 
-    def add(self, users: Sequence[str], values: Sequence[float], weights: Sequence[float]) -> None:
-        """Take in items; raises ValueError unless all three have one length."""
-        if not len(users) == len(values) == len(weights):
-            raise ValueError(f"{len(users)} users, {len(values)} values, {len(weights)} weights differ in length")
-        rows = {"users": [user_key(user) for user in users], "values": values, "weights": weights}
-        for name, row in rows.items():
+    def add(self, users: Sequence[str], *numbers: Sequence[float]) -> None:
+        """Take in items, the numbers in the order of their names; raises ValueError unless all have one length."""
+        if any(len(row) != len(users) for row in numbers):
+            sizes = ", ".join(f"{len(row)} {name}" for name, row in zip(self.names, (users, *numbers), strict=True))
+            raise ValueError(f"{sizes} differ in length")
+        for name, row in zip(self.names, ([user_key(user) for user in users], *numbers), strict=True):
             getattr(self, name).append(torch.tensor(row, dtype=torch.float64, device=self.device))
 
     def _state(self, name: str) -> NDArray[np.float64]:
@@ -62,11 +56,38 @@ class ByUser(Metric):
         array: NDArray[np.float64] = joined.cpu().numpy()
         return array
 
+
+class ByUser(Items):
+    """The mean over users of each user's weighted mean (`statistics.estimate`). Items of weight 0 are left out."""
+
+    users: list[Tensor]
+    values: list[Tensor]
+    weights: list[Tensor]
+
+    def __init__(self, how: Bootstrap, **options: Any) -> None:
+        super().__init__(how, ("values", "weights"), **options)
+
     def compute(self) -> Estimate:
         return self._estimate(average)
 
     def _estimate(self, over: Over) -> Estimate:
         return estimate(self._state("users"), self._state("values"), self._state("weights"), self.how, over)
+
+
+class Pooled(Items):
+    """A measure of the sums over all items of some numbers of each (`statistics.pooled`)."""
+
+    def __init__(self, measure: Callable[[Floats], Floats], parts: int, how: Bootstrap, **options: Any) -> None:
+        super().__init__(how, [f"part{n}" for n in range(parts)], **options)
+        self.measure = measure
+
+    def update(self, users: Sequence[str], rows: Sequence[Sequence[float]]) -> None:
+        """Take in items; rows (items, parts)."""
+        self.add(users, *([row[n] for row in rows] for n in range(len(self.names) - 1)))
+
+    def compute(self) -> Estimate:
+        columns = [self._state(name) for name in self.names[1:]]
+        return pooled(self._state("users"), np.stack(columns, axis=1), self.measure, self.how)
 
 
 class UserMean(ByUser):

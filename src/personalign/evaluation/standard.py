@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from personalign.contracts import Evaluation, Fraction, NaturalInt, NonNegativeFloat, PositiveInt
-from personalign.evaluation import metrics, pareto, text
+from personalign.evaluation import metrics, pareto, references, text
 from personalign.evaluation.length import LengthControl
 from personalign.evaluation.statistics import Better, Bootstrap, Comparison, Estimate, compare
 from personalign.types import Calibration, Figure, Judged, JudgedPair
@@ -18,6 +18,14 @@ BETTER: dict[str, Better] = {
     "reward_worst_tenth": "higher",
     "reward_at_length": "higher",
     "alignment_accuracy": "higher",
+    "choice_accuracy": "higher",
+    "choice_accuracy_raw": "higher",
+    "label_accuracy": "higher",
+    "label_f1": "higher",
+    "label_mae": "lower",
+    "rouge1": "higher",
+    "rougeL": "higher",
+    "bleu": "higher",
     "diversity": "higher",
     "distinct": "higher",
     "repetition": "lower",
@@ -39,6 +47,11 @@ class Standard(Evaluation):
     reward_at_length    the reward at the length of the base's answers (`LengthControl`)
     hypervolume         of the Pareto front of the users' mean ratings on the dimensions of `front` (`pareto.front`)
     alignment_accuracy  held-out pairs that the system's margin puts right, a tie one half
+    choice_accuracy     requests with choices where the plan finds a right one likeliest by the token; _raw: as a whole
+    label_accuracy, label_f1, label_mae
+                        of the label that an answer names, where the request tells them: macro F1 over all answers,
+                        the error of numbers; an answer that names none or several is wrong
+    rouge1, rougeL      F-measure against the request's references, where they are texts; bleu: over all answers
     diversity           unique n-grams of an answer, n = 2..4 (PAD's); distinct: of a user's answers together
     repetition          share of 4-grams said before; words: length; eos_rate, refusal_rate: how answers end
     perplexity          of the answers under the base on the plain prompt; geometric mean over users
@@ -57,7 +70,7 @@ class Standard(Evaluation):
 
     needs = ()
     provides = ()
-    paper = "arXiv 2410.04070 (diversity); arXiv 2503.17003, section 5"
+    paper = "arXiv 2410.04070 (diversity); arXiv 2304.11406 (labels, ROUGE); arXiv 2503.17003, section 5"
     node = "evaluation"
 
     def __init__(
@@ -85,8 +98,9 @@ class Standard(Evaluation):
     ) -> dict[str, Figure]:
         """The figures of all answers of a run, in one process. Raises ValueError for NaN and infinity."""
         _check(answers, pairs, calibration)
-        found = [*self._rewards(answers, calibration), *self._accuracy(pairs)]
-        found += [*self._texts(answers), *self._ends_and_costs(answers), *self._boundary(answers)]
+        found: list[tuple[str, metrics.Items]] = [*self._rewards(answers, calibration), *self._accuracy(pairs)]
+        found += [*references.figures(answers, self.how), *self._texts(answers), *self._ends_and_costs(answers)]
+        found += self._boundary(answers)
         known: Better = "higher" if any(a.stance for a in answers) else "none"
         sides = {name: BETTER.get(name, known if name.startswith("reward.") else "none") for name, _ in found}
         figures = {name: metric.compute().figure(sides[name]) for name, metric in found}
@@ -171,6 +185,8 @@ def _check(answers: Sequence[Judged], pairs: Sequence[JudgedPair], calibration: 
         where = f"request {a.request.id!r} of user {a.request.user!r}, sample {a.response.sample}"
         _finite(f"the base's log-probability of the answer to {where}", a.base_nll)
         _finite(f"the time of the answer to {where}", a.response.cost.seconds)
+        for choice, score in zip(a.request.choices, a.choices, strict=False):
+            _finite(f"the log-probability of the choice {choice!r} of {where}", score.logprob)
         for name, value in {"total": a.truth.total, **a.truth.dimensions}.items() if a.truth else ():
             _finite(f"the true reward ({name}) of the answer to {where}", value)
         for name, value in a.universal.dimensions.items() if a.universal else ():

@@ -131,6 +131,31 @@ def estimate(users: NDArray[Any], values: Floats, weights: Floats, how: Bootstra
     return Estimate(float(over(groups.means())), float(low), float(high), n, count)
 
 
+def pooled(users: NDArray[Any], rows: Floats, measure: Callable[[Floats], Floats], how: Bootstrap) -> Estimate:
+    """A measure of sums over all items, such as BLEU, with its percentile interval over users.
+
+    `rows` (n, parts) are what the items add to the sums, and `measure` takes sums (..., parts) to values (...). Here
+    items count alike, whoever they are of. Users are redrawn as everywhere: with all of their items, or, where there
+    are fewer than `few_users`, with their items redrawn too.
+    """
+    if not len(users):
+        return Estimate(np.nan, np.nan, np.nan, 0, 0)
+    order = np.lexsort((*rows.T, users))
+    rows = rows[order]
+    _, starts, counts = np.unique(users[order], return_index=True, return_counts=True)
+    rng = np.random.default_rng(how.seed)
+    times = rng.multinomial(len(counts), np.full(len(counts), 1.0 / len(counts)), size=how.resamples)
+    sums: Floats
+    if len(counts) >= how.few_users:
+        sums = times.astype(np.float64) @ np.add.reduceat(rows, starts)
+    else:
+        drawn = [rng.multinomial(t * n, np.full(n, 1.0 / n)) for t, n in zip(times.T, counts, strict=True)]
+        sums = np.concatenate(drawn, axis=1).astype(np.float64) @ rows
+    tail = (1.0 - how.level) / 2.0
+    low, high = np.quantile(measure(sums), [tail, 1.0 - tail])
+    return Estimate(float(measure(rows.sum(0))), float(low), float(high), len(rows), len(counts))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """One row against a baseline on the same items: how many it wins, and the mean paired difference."""
