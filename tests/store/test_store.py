@@ -90,6 +90,12 @@ def test_users_whose_names_are_almost_equal(store: Store, twin: str) -> None:
 # Once, and whole.
 
 
+def test_recall_searches_one_user_alone(store: Store) -> None:
+    """Through the index, whose leaves hold the events: no other user's row is read."""
+    query = "EXPLAIN QUERY PLAN SELECT * FROM events WHERE user = ? ORDER BY time, id"
+    assert [row[3] for row in store._db.execute(query, ("ana",))] == ["SEARCH events USING PRIMARY KEY (user=?)"]
+
+
 def test_an_event_that_is_known_changes_nothing(store: Store) -> None:
     events = [event(str(n), user) for n, user in enumerate(["ana", "ben"] * 3)]
     assert store.add([*events, *events]) == 6
@@ -130,7 +136,9 @@ def test_one_id_for_two_events(store: Store, other: Event) -> None:
         (event(text="\ud800"), "whole Unicode"),
         (event(user="\ud800"), "whole Unicode"),
         (Event(id="e", user="ana", time=1, kind="text", payload={"text": ("a", "b")}), "plain JSON"),
-        (Event(id="e", user="ana", time=1, kind="rating", payload={"rating": float("nan")}), "plain JSON"),
+        (Event(id="e", user="ana", time=1, kind="text", payload={"text": float("nan")}), "plain JSON"),
+        (Event(id="e", user="ana", time=1, kind="choice", payload={"text": "a"}), "choice is prompt, chosen, rejected"),
+        (Event(id="e", user="ana", time=1, kind="text", payload={"text": "a", "id": "b"}), "payload of a text is text"),
         (Event(id="e", user="ana", time=1, kind="poem", payload={}), f"kind must be one of {EVENT_KINDS[0]}"),  # type: ignore[arg-type]
     ],
 )

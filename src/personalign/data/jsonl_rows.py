@@ -11,6 +11,7 @@ from personalign.data.readers import Reader, Row, nearest
 from personalign.data.splits import digest
 from personalign.types import (
     EVENT_KINDS,
+    PAYLOADS,
     SPLITS,
     Event,
     EventKind,
@@ -25,14 +26,6 @@ from personalign.types import (
 )
 
 FILES = ("users", "events", "requests", "pairs")
-PAYLOADS: dict[str, tuple[str, ...]] = {
-    "text": ("text",),
-    "statement": ("text",),
-    "choice": ("prompt", "chosen", "rejected"),
-    "rating": ("prompt", "response", "rating"),
-    "stance": ("stance",),
-    "attribute": ("name", "value"),
-}
 ASKED = ("user", "prompt", "messages", "time", "split", "context")
 History = Callable[[str], Iterable[Event]]
 

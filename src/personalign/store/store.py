@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from personalign.contracts import UserError
 from personalign.store.database import connect, database_errors
-from personalign.types import EVENT_KINDS, Event
+from personalign.types import PAYLOADS, Event
 
 
 class Totals(NamedTuple):
@@ -158,8 +158,10 @@ def _row(event: Event) -> tuple[str, str, float, str, str, str]:
         raise _unfit(event, "it needs an id and a user")
     if not math.isfinite(event.time):
         raise _unfit(event, "its time must be a finite number")
-    if event.kind not in EVENT_KINDS:
-        raise _unfit(event, f"its kind must be one of {', '.join(EVENT_KINDS)}")
+    if event.kind not in PAYLOADS:
+        raise _unfit(event, f"its kind must be one of {', '.join(PAYLOADS)}")
+    if set(event.payload) != set(PAYLOADS[event.kind]):
+        raise _unfit(event, f"the payload of a {event.kind} is {', '.join(PAYLOADS[event.kind])}")
     return (event.id, event.user, float(event.time), event.kind, payload, event.source)
 
 
