@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 Command = Callable[..., Any]
+DOCS = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 STORE = ("--store", "kept/users.db")
 LINES = [
     {"id": "1", "user": "ana", "kind": "statement", "time": 1.0, "text": "Please be kind, and keep it short."},
@@ -58,6 +60,28 @@ def test_a_forgotten_user_is_gone(personalign: Command, events: str) -> None:
     assert personalign("memory", "status", *STORE).out.startswith("kept/users.db: 1 users, 1 events, 0.0")
     again = personalign("memory", "forget", "ana", *STORE)
     assert (again.code, again.out) == (0, "kept/users.db: there is nothing of 'ana'\n")
+
+
+def test_a_run_knows_what_the_store_knows(personalign: Command, events: str, small: tuple[str, ...]) -> None:
+    personalign("memory", "import", events, *STORE)
+    run = ("run", *small, "data.store=kept/users.db")
+    assert personalign(*run).code == 0
+    personalign("memory", "forget", "ana", *STORE)
+    assert personalign(*run).code == 0
+    records = [json.loads(path.read_text()) for path in Path("runs").glob("*/record.json")]
+    said = [record["users"]["ana"].get("statement") for record in records]
+    assert sorted(said, key=str) == [None, "Please be kind, and keep it short."]
+    assert len({record["data_hash"] for record in records}) == 2
+
+
+def test_the_documented_commands(personalign: Command) -> None:
+    lines = re.findall(r"^    personalign (memory .*)$", DOCS, re.MULTILINE)
+    (events,) = re.findall(r"```jsonl events\n(.*?)```", DOCS, re.DOTALL)
+    Path("events.jsonl").write_text(events, encoding="utf-8")
+    assert [personalign(*line.partition("#")[0].split()).code for line in lines] == [0] * 4
+    assert {json.loads(line)["user"] for line in Path("events.jsonl").read_text().splitlines()} == {"ana", "ben"}
+    left = personalign("memory", "export", "--store", "users.db").out
+    assert {json.loads(line)["user"] for line in left.splitlines()} == {"ben"}
 
 
 def test_it_needs_no_torch(without_torch: Command, events: str) -> None:

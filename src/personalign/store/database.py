@@ -24,13 +24,15 @@ CREATE TABLE events (
   payload TEXT NOT NULL,
   source TEXT NOT NULL,
   PRIMARY KEY (user, time, id)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE revision (token TEXT NOT NULL) STRICT;
+) WITHOUT ROWID;
+CREATE TABLE revision (token TEXT NOT NULL);
 INSERT INTO revision VALUES (lower(hex(randomblob(8))));
 """
 NO_STORE = "name a file that `personalign memory import` has made"
+HELD = ("another process has held it for too long", "try again when that one is done")
 REASONS = {
-    sqlite3.SQLITE_BUSY: ("another process has held it for too long", "try again when that one is done"),
+    sqlite3.SQLITE_BUSY: HELD,
+    sqlite3.SQLITE_PROTOCOL: HELD,
     sqlite3.SQLITE_FULL: ("the disk is full", "free some space or choose another place"),
     sqlite3.SQLITE_READONLY: ("it is read-only", "change its permissions or choose another place"),
     sqlite3.SQLITE_PERM: ("permission is denied", "change its permissions or choose another place"),
@@ -100,7 +102,7 @@ def _pragma(db: sqlite3.Connection, name: str) -> int:
 
 
 def _is_empty(db: sqlite3.Connection) -> bool:
-    return db.execute("SELECT 1 FROM sqlite_schema").fetchone() is None
+    return db.execute("SELECT 1 FROM sqlite_master").fetchone() is None
 
 
 def _make_tables(db: sqlite3.Connection) -> None:
