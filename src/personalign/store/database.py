@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -93,8 +93,10 @@ def _prepare(db: sqlite3.Connection, path: Path, create: bool) -> None:
         )
     db.execute("PRAGMA secure_delete = ON")
     db.execute("PRAGMA synchronous = FULL")  # what is committed outlasts a power cut
-    if _write_ahead(db) != "wal":
-        raise UserError(f"cannot open {path}: processes cannot share a file there; choose a place on a local disk")
+    if not patiently(lambda: _write_ahead(db)):
+        raise UserError(
+            f"cannot open {path}: processes cannot share it there, or one holds it; choose a local disk, or try again"
+        )
 
 
 def _pragma(db: sqlite3.Connection, name: str) -> int:
@@ -116,13 +118,22 @@ def _make_tables(db: sqlite3.Connection) -> None:
     db.execute("COMMIT")
 
 
-def _write_ahead(db: sqlite3.Connection) -> str:
-    """Readers and one writer at a time do not wait for each other. SQLite itself does not wait for this switch."""
+def _write_ahead(db: sqlite3.Connection) -> bool:
+    """Let readers and one writer at a time not wait for each other; False while another process is in the way."""
+    try:
+        if db.execute("PRAGMA journal_mode = WAL").fetchone() == ("wal",):
+            return True
+    except sqlite3.OperationalError as error:
+        if _code(error) != sqlite3.SQLITE_BUSY:
+            raise
+    return False
+
+
+def patiently(attempt: Callable[[], bool]) -> bool:
+    """Whether one of the attempts succeeds in the time that a process waits, where SQLite itself does not wait."""
     end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return str(db.execute("PRAGMA journal_mode = WAL").fetchone()[0])
-        except sqlite3.OperationalError as error:
-            if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > end:
-                raise
-            time.sleep(0.01)
+    while not attempt():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from personalign.contracts import UserError
-from personalign.store.database import connect, database_errors
+from personalign.store.database import connect, database_errors, patiently
 from personalign.types import PAYLOADS, Event
 
 
@@ -143,9 +143,12 @@ class Store:
         """Write the file anew without what was deleted, and cut the write-ahead log to nothing."""
         with database_errors(self.path, "overwrite what was deleted in"):
             self._db.execute("VACUUM")
-            blocked, _, _ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if blocked:
-            raise UserError(f"cannot overwrite what was deleted in {self.path}: another process is still reading it")
+            done = patiently(self._cut_log)
+        if not done:
+            raise UserError(f"cannot overwrite what was deleted in {self.path}: another process still holds it")
+
+    def _cut_log(self) -> bool:
+        return bool(self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0)
 
 
 def _row(event: Event) -> tuple[str, str, float, str, str, str]:
