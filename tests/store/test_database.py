@@ -165,6 +165,17 @@ def test_what_is_committed_is_safe_and_what_is_deleted_is_zeroed(path: Path) -> 
         assert made._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
+def test_names_that_nothing_can_have(path: Path) -> None:
+    with (
+        Store(path) as made,
+        pytest.raises(UserError, match=r"cannot forget a user in .*: the name is no whole Unicode text"),
+    ):
+        made.forget("\udcff")
+    for create in (True, False):
+        with pytest.raises(UserError, match=r"cannot open .*nnn"):
+            Store(path.with_name("n" * 5000), create=create)
+
+
 def test_errors_of_our_own_making_stay_bugs() -> None:
     with pytest.raises(sqlite3.OperationalError), database.database_errors(Path("x"), "read"):
         sqlite3.connect(":memory:").execute("SELECT nonsense")

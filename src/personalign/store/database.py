@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from personalign.contracts import UserError
-from personalign.runtime.files import make_folder
+from personalign.runtime.files import make_folder, plain_errors
 
 PATIENCE = 30.0  # seconds that one process waits for another
 MARK = 0x50414556  # SQLite's application id: tells an event store from any other database
@@ -54,6 +54,8 @@ def database_errors(path: Path, doing: str) -> Iterator[None]:
         if reason is None:
             raise
         raise UserError(f"cannot {doing} {path}: {reason[0]}; {reason[1]}") from error
+    except UnicodeEncodeError as error:
+        raise UserError(f"cannot {doing} {path}: the name is no whole Unicode text; write it in UTF-8") from error
 
 
 def _code(error: sqlite3.Error) -> int:
@@ -68,8 +70,9 @@ def connect(path: Path, create: bool) -> sqlite3.Connection:
     """
     if create:
         make_folder(path.parent)
-    elif not path.exists():
-        raise UserError(f"{path}: no such store; {NO_STORE}")
+    with plain_errors(path, "open"):
+        if not create and not path.exists():
+            raise UserError(f"{path}: no such store; {NO_STORE}")
     with database_errors(path, "open"):
         place = f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
         db = sqlite3.connect(place, uri=True, timeout=PATIENCE, isolation_level=None)
