@@ -73,7 +73,7 @@ MISTAKES = [
     ("memory status ana --store x", ["'ana'"]),
     ("memory forget --store x", ["forget needs a USER"]),
     ("memory import --store x", ["import needs a FILE"]),
-    ("memory import bad/requests.jsonl --store x", ["bad/requests.jsonl, line 1", "promt"]),
+    ("memory import bad/requests.jsonl --store x", ["bad/requests.jsonl, line 1", 'field "kind": is missing']),
     ("memory import nowhere.jsonl --store x", ["nowhere.jsonl: no such file"]),
     ("memory import people/events.jsonl --store x", ['people/events.jsonl, field "time"', "no line has one"]),
     ("memory export --json --store x", ["--json goes with status"]),
