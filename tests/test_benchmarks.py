@@ -16,9 +16,11 @@ RATIO = re.compile(r"^(.+?) .* ratio +([\d.]+)", re.MULTILINE)
 ROW = re.compile(r"^(.+?) +[\d.]+ pairs/s +losses ([\d. ]+), from ours at most (\S+)$", re.MULTILINE)
 
 
+TINY = ("--model", "tiny", "--precision", "fp32")
+
+
 def said(name: str, *options: str) -> str:
-    tiny = ("--model", "tiny", "--precision", "fp32", "--repeats", "1")
-    command = [sys.executable, SCRIPTS / f"{name}.py", *tiny, *options]
+    command = [sys.executable, SCRIPTS / f"{name}.py", "--repeats", "1", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -30,7 +32,7 @@ def ratios(text: str) -> list[float]:
 
 def test_decode_prints_a_ratio_for_every_comparison() -> None:
     sizes = ("--new", "6", "--batches", "1", "3", "--features", "1", "2", "--prompt", "60", "--loop-new", "3")
-    text = said("decode", *sizes, "--loop-batches", "2")
+    text = said("decode", *TINY, *sizes, "--loop-batches", "2")
     assert len(ratios(text)) == 2 + 2 * 2 * 2 + 2
     assert all(ratio > 0 for ratio in ratios(text))
     assert "6/6/6 and 3/3/3" in text  # the loop makes fewer tokens, and says so
@@ -38,7 +40,7 @@ def test_decode_prints_a_ratio_for_every_comparison() -> None:
 
 def test_train_compares_equal_losses() -> None:
     pytest.importorskip("trl")
-    text = said("train", "--prompt", "60", "--answer", "20", "--batch", "2", "--steps", "2")
+    text = said("train", *TINY, "--prompt", "60", "--answer", "20", "--batch", "2", "--steps", "2")
     rows = {name: (losses.split(), float(apart)) for name, losses, apart in ROW.findall(text)}
     assert {"TRL as it comes", "TRL at its best", "ours", "nothing saved"} < set(rows)
     assert len(rows["ours"][0]) == 3
@@ -46,6 +48,13 @@ def test_train_compares_equal_losses() -> None:
     assert max(apart for _, apart in rows.values()) < 1e-5
     assert len(ratios(text)) == 3 + 4  # ours beside three others, and four savings
     assert all(ratio > 0 for ratio in ratios(text))
+
+
+def test_store_compares_every_size_with_the_first() -> None:
+    text = said("store", "--users", "20", "200", "--events", "3", "--reads", "50")
+    assert text.count("MB: p50 of one user") == text.count("forgetting one") == 2
+    first, second = ratios(text)
+    assert first == 1.0 and second > 0
 
 
 def test_without_trl_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,15 @@ StopReason = Literal["eos", "length", "refused"]
 Deltas = tuple[tuple[str, float], ...]
 
 EVENT_KINDS: tuple[str, ...] = get_args(EventKind)
+# The fields of an event's payload, by its kind.
+PAYLOADS: dict[str, tuple[str, ...]] = {
+    "text": ("text",),
+    "statement": ("text",),
+    "choice": ("prompt", "chosen", "rejected"),
+    "rating": ("prompt", "response", "rating"),
+    "stance": ("stance",),
+    "attribute": ("name", "value"),
+}
 SPLITS: tuple[str, ...] = get_args(Split)
 
 
@@ -34,8 +43,7 @@ Messages = tuple[Message, ...]
 class Event:
     """One thing that a user did; taking the same id in twice changes nothing.
 
-    Payload by kind: text {text}; choice {prompt, chosen, rejected}; rating {prompt, response, rating};
-    statement {text}; stance {stance: {dimension: value in [-1, 1]}}; attribute {name, value}.
+    `payload` has the fields that PAYLOADS names; a stance is {dimension: value in [-1, 1]}.
     """
 
     id: str

@@ -87,3 +87,23 @@ def test_an_edited_data_file_is_another_run(tmp_path: Path) -> None:
     assert identity(compose(words)) == before
     (tmp_path / "users.jsonl").write_text('{"id": "b"}\n', encoding="utf-8")
     assert identity(compose(words)) != before
+
+
+def test_a_store_that_has_changed_is_another_run(tmp_path: Path) -> None:
+    from personalign.composition.compose import compose
+    from personalign.store.store import Store
+    from personalign.types import Event
+
+    words = ["data=jsonl", f"data.store={tmp_path}/users.db", "reward@truth=none", "reward@guide=none"]
+    none = identity(compose(words))
+    with Store(tmp_path / "users.db", create=True) as store:
+        empty = identity(compose(words))
+        event = Event(id="e", user="ana", time=1, kind="text", payload={"text": "x"})
+        store.add([event])
+        filled = identity(compose(words))
+        assert store.add([event]) == 0
+        assert identity(compose(words)) == filled
+    assert identity(compose(words)) == filled
+    with Store(tmp_path / "users.db") as store:
+        store.forget("ana")
+    assert len({none, empty, filled, identity(compose(words))}) == 4

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from personalign.contracts import UserError
-from personalign.data.jsonl import Jsonl, check
+from personalign.data.jsonl import Jsonl, check, read_events
+from personalign.data.jsonl_rows import to_row
 from personalign.memory.recency import Recency
-from personalign.types import EVENT_KINDS, SPLITS, Message, Request
+from personalign.store.store import Store
+from personalign.types import EVENT_KINDS, SPLITS, Event, Message, Request
 
 DOCS = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 VALUES: dict[str, Any] = {
@@ -21,6 +23,7 @@ VALUES: dict[str, Any] = {
     "events": None,
     "requests": None,
     "pairs": None,
+    "store": None,
     "validation": 0.0,
     "test": 0.0,
     "seed": 0,
@@ -253,6 +256,93 @@ def test_require_names_what_is_absent(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=expected):
             data.require(names)
     data.require(("pairs", "state.stance"))
+
+
+# Histories from a store.
+
+
+@pytest.fixture
+def stored(documented: Path) -> Path:
+    """The documented folder without its events.jsonl, which went into a store that knows a third user."""
+    with Store(documented / "users.db", create=True) as store:
+        store.add(read_events(documented / "events.jsonl"))
+        store.add([Event(id="hers", user="eve", time=1, kind="text", payload={"text": "nobody's business"})])
+    (documented / "events.jsonl").rename(documented / "kept")
+    return documented
+
+
+def test_a_store_gives_what_the_file_gave(stored: Path) -> None:
+    data = part(stored, store=str(stored / "users.db"))
+    (stored / "events.jsonl").write_bytes((stored / "kept").read_bytes())
+    file = part(stored)
+    assert data.users() == file.users() == ("ana", "ben")
+    for user in data.users():
+        assert data.events(user) == file.events(user) != ()
+    assert data.pairs("train") == file.pairs("train")
+    data.require(("events.rating", "events.stance"))
+    beside = part(stored, store=str(stored / "users.db"))
+    assert beside.events("ana") == data.events("ana")  # the store's, not the file's as well
+    (stored / "events.jsonl").write_text(json.dumps(event(text="only in the file", time=9)))
+    assert part(stored, store=str(stored / "users.db")).events("ana") == data.events("ana")
+
+
+def test_only_the_users_of_the_files_are_read_from_a_store(stored: Path) -> None:
+    data = part(stored, store=str(stored / "users.db"))
+    assert data.events("eve") == ()
+    before = data.fingerprint()
+    with Store(stored / "users.db") as store:
+        assert store.forget("eve") == 1
+        assert part(stored, store=str(stored / "users.db")).fingerprint() == before
+        assert store.forget("ana") > 0
+    after = part(stored, store=str(stored / "users.db"))
+    assert after.fingerprint() != before
+    assert (after.users(), after.events("ana")) == (("ana", "ben"), ())
+
+
+def test_users_whom_no_list_names_are_met_in_requests_and_pairs(tmp_path: Path) -> None:
+    folder = write(tmp_path, requests=[ASK], pairs=[pair(user="ben")])
+    with Store(tmp_path / "users.db", create=True) as store:
+        store.add([Event(id=u, user=u, time=1, kind="text", payload={"text": u}) for u in ("ana", "ben", "eve")])
+    data = part(folder, store=str(tmp_path / "users.db"))
+    assert {user: len(data.events(user)) for user in data.users()} == {"ana": 1, "ben": 1}
+
+
+def test_a_pair_that_a_store_would_give_away(tmp_path: Path) -> None:
+    said = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}
+    with Store(tmp_path / "users.db", create=True) as store:
+        store.add([Event(id="e", user="ana", time=5, kind="choice", payload=said)])
+    write(tmp_path, pairs=[pair(time=5)])
+    assert part(tmp_path, store=str(tmp_path / "users.db")).users() == ("ana",)
+    write(tmp_path, pairs=[pair(time=6)])
+    with pytest.raises(UserError, match=r'pairs.jsonl, line 1, field "time": the same choice is an event'):
+        part(tmp_path, store=str(tmp_path / "users.db")).users()
+
+
+def test_a_store_that_is_not_there_or_not_alone(tmp_path: Path) -> None:
+    folder = write(tmp_path, requests=[ASK])
+    with pytest.raises(UserError, match=r"nowhere.db: no such store"):
+        part(folder, store=str(tmp_path / "nowhere.db")).users()
+    with pytest.raises(UserError, match=r"data.events and data.store: give one of the two"):
+        part(folder, store="a", events="b")
+
+
+def test_events_that_were_written_are_read_as_they_were(documented: Path) -> None:
+    events = read_events(documented / "events.jsonl")
+    assert sorted({e.kind for e in events}) == sorted(EVENT_KINDS)
+    write(documented, events=[to_row(e) for e in events])
+    assert read_events(documented / "events.jsonl") == events
+
+
+def test_events_for_a_store_have_a_time(tmp_path: Path) -> None:
+    write(tmp_path, events=[event(text="x"), event(text="y")])
+    with pytest.raises(UserError, match=r'events.jsonl, field "time": no line has one; a store needs them'):
+        read_events(tmp_path / "events.jsonl")
+    write(tmp_path, events=[event(text="x", time=1), event(text=" ", time="soon")])
+    with pytest.raises(UserError) as caught:
+        read_events(tmp_path / "events.jsonl")
+    first, second = str(caught.value).splitlines()
+    assert 'events.jsonl, line 2, field "text": is empty' in first
+    assert "events.jsonl, line 2, field \"time\": 'soon' is no ISO date" in second
 
 
 # Every mistake.

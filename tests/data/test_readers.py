@@ -283,10 +283,11 @@ def test_no_bytes_give_a_traceback(data: bytes) -> None:
         (folder / "train_questions.json").write_bytes(data)
         (folder / "train_outputs.json").write_text('{"task": "LaMP_2", "golds": [{"id": "u", "output": "a"}]}')
         fractions = {"validation": 0.1, "test": 0.5, "seed": 0, "limit": None}
+        stored = {**fractions, "store": None}
         files = {"users": None, "events": None, "requests": None, "pairs": None}
         parts = [
-            Jsonl(path=name, **files, **fractions),
-            *(Jsonl(path=None, **{**files, file: f"{name}/pairs.jsonl"}, **fractions) for file in files),
+            Jsonl(path=name, **files, **stored),
+            *(Jsonl(path=None, **{**files, file: f"{name}/pairs.jsonl"}, **stored) for file in files),
             AlignXPSoups(path=name, files=["pairs"], personas=None, history=4, stances={}, declared=False, **fractions),
             PSoupsEval(path=name, files=["users"], statements={}, stances={}, users={"u": []}, limit=None),
             PrefEval(path=f"{name}/users.jsonl", files=None, limit=None),

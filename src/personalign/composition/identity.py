@@ -11,6 +11,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from personalign.runtime.files import sha256
+from personalign.store.store import Store
 
 PARTS = ("data", "model", "memory", "generation", "guide", "truth", "universal", "alignment", "feedback", "query")
 DETERMINING = (*PARTS, "boundary", "evaluation", "seed", "precision", "sampling", "requests", "rounds")
@@ -34,12 +35,16 @@ def identity(cfg: DictConfig) -> str:
 
 
 def _files(data: Mapping[str, Any]) -> list[str]:
-    """Content hashes of the user's own data files: an edited file is another experiment."""
-    path = Path(str(data.get("path") or "")).expanduser()
-    if not data.get("path") or not path.exists():
-        return []
-    found = [path] if path.is_file() else sorted(p for p in path.rglob("*.json*") if p.is_file())
-    return [sha256(p) for p in found]
+    """Content hashes of the user's own data files: an edited file, or a changed store, is another experiment."""
+    path, store = (Path(str(data.get(key) or "")).expanduser() for key in ("path", "store"))
+    found = []
+    if data.get("path") and path.exists():
+        files = [path] if path.is_file() else sorted(p for p in path.rglob("*.json*") if p.is_file())
+        found = [sha256(file) for file in files]
+    if data.get("store") and store.exists():
+        with Store(store) as kept:
+            found.append(kept.revision())
+    return found
 
 
 def _plain(value: Any, key: str, cache: str) -> Any:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import cached_property
 from os.path import expanduser
 from pathlib import Path
 from typing import TypeVar
 
-from personalign.contracts import Data, Fraction, NaturalInt, PositiveInt
-from personalign.data.jsonl_rows import FILES, Tables
+from personalign.contracts import Data, Fraction, NaturalInt, PositiveInt, UserError
+from personalign.data.jsonl_rows import FILES, History, Tables, to_row
 from personalign.data.readers import Reader, nearest, refuse, siblings
 from personalign.data.splits import check_fractions, check_splits, split_of
+from personalign.store.store import Store
 from personalign.types import EVENT_KINDS, Event, Pair, Request, Split, UserState
 
 T = TypeVar("T", Request, Pair)
@@ -24,6 +26,7 @@ LISTED_BY_CHECK = 1000
 class Jsonl(Data):
     """Users, histories, requests and pairs from users.jsonl, events.jsonl, requests.jsonl and pairs.jsonl.
 
+    Histories may come from an event store instead: of those users whom the files name, and of no others.
     Without requests.jsonl the pairs' prompts are what is asked. Lines that name no split are split by their
     words. `provides` names what such files may hold; `require` raises UserError for what these do not.
     """
@@ -50,13 +53,16 @@ class Jsonl(Data):
         events: str | None,
         requests: str | None,
         pairs: str | None,
+        store: str | None,
         validation: Fraction,
         test: Fraction,
         seed: NaturalInt,
         limit: PositiveInt | None,
     ) -> None:
         check_fractions(validation, test)
-        self._path = path
+        if events and store:
+            raise UserError("data.events and data.store: give one of the two (personalign memory import joins them)")
+        self._path, self._store = path, store
         self._given = {"users": users, "events": events, "requests": requests, "pairs": pairs}
         self._validation, self._test, self._seed, self._limit = validation, test, seed, limit
 
@@ -123,9 +129,11 @@ class Jsonl(Data):
     @cached_property
     def _read(self) -> tuple[Tables, str]:
         reader = Reader()
-        tables = _loaded(reader, self._path, self._given, self._split)
+        with Store(self._store) if self._store else nullcontext() as store:
+            tables = _loaded(reader, self._path, self._given, self._split, store.events if store else None)
         fractions = {"validation": self._validation, "test": self._test}
-        fingerprint = reader.finish({**fractions, "seed": self._seed, "limit": self._limit})
+        kept = {"events": [to_row(event) for event in tables.events.values()]} if self._store else {}
+        fingerprint = reader.finish({**fractions, "seed": self._seed, "limit": self._limit, **kept})
         if not tables.splits_given:
             asked = [*tables.requests.values(), *(pair.request for pair in tables.pairs.values())]
             check_splits({r.split for r in asked}, fractions, len({r.messages for r in asked}))
@@ -138,22 +146,42 @@ class Jsonl(Data):
 def check(path: str | Path) -> list[str]:
     """Read all files of such a folder; every problem by file, line and field, [] when there is none."""
     reader = Reader(listed=LISTED_BY_CHECK)
-    _loaded(reader, str(path), {}, lambda said: "train")
+    _loaded(reader, str(path), {}, _no_split, None)
     return reader.found()
 
 
+def read_events(path: str | Path) -> list[Event]:
+    """The events of one file for a store. Raises UserError with every problem by file, line and field."""
+    reader = Reader()
+    tables = Tables(reader, _no_split)
+    tables.read({"events": Path(expanduser(path))})
+    if tables.events and not tables.times_given:
+        reader.report(f'{path}, field "time": no line has one; a store needs them, to order the events of many files')
+    reader.finish({})
+    return list(tables.events.values())
+
+
+def _no_split(said: str) -> Split:
+    return "train"
+
+
 def _loaded(
-    reader: Reader, folder: str | None, given: Mapping[str, str | None], split: Callable[[str], Split]
+    reader: Reader,
+    folder: str | None,
+    given: Mapping[str, str | None],
+    split: Callable[[str], Split],
+    history: History | None,
 ) -> Tables:
     paths = {name: Path(expanduser(path)) for name, path in given.items() if path}
     if folder is not None:
-        paths = _inside(reader, Path(expanduser(folder))) | paths
+        found = _inside(reader, Path(expanduser(folder)))
+        paths = {name: path for name, path in found.items() if not (history and name == "events")} | paths
     if not paths and not reader.problems:
         named = ", ".join(f"{name}.jsonl" for name in FILES)
         reader.report(f"{folder or 'data.path is not set'}: there is none of {named}; see docs/data.md")
     elif paths and "requests" not in paths and "pairs" not in paths:
         reader.report(f"{folder or 'data'}: nothing is asked: add requests.jsonl or pairs.jsonl")
-    tables = Tables(reader, split)
+    tables = Tables(reader, split, history)
     tables.read(paths)
     return tables
 

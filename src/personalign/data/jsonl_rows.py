@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -11,6 +11,7 @@ from personalign.data.readers import Reader, Row, nearest
 from personalign.data.splits import digest
 from personalign.types import (
     EVENT_KINDS,
+    PAYLOADS,
     SPLITS,
     Event,
     EventKind,
@@ -25,29 +26,23 @@ from personalign.types import (
 )
 
 FILES = ("users", "events", "requests", "pairs")
-PAYLOADS: dict[str, tuple[str, ...]] = {
-    "text": ("text",),
-    "statement": ("text",),
-    "choice": ("prompt", "chosen", "rejected"),
-    "rating": ("prompt", "response", "rating"),
-    "stance": ("stance",),
-    "attribute": ("name", "value"),
-}
 ASKED = ("user", "prompt", "messages", "time", "split", "context")
+History = Callable[[str], Iterable[Event]]
 
 
 class Tables:
     """What the files say, by id in the order of the lines; what is wrong with them goes to the reader.
 
     `split` gives the split of a conversation whose line names none. A line that comes twice counts once.
+    `history` gives the events that are kept elsewhere of a user whom the files name.
     """
 
-    def __init__(self, reader: Reader, split: Callable[[str], Split]) -> None:
+    def __init__(self, reader: Reader, split: Callable[[str], Split], history: History | None = None) -> None:
         self.users: dict[str, Stance | None] = {}
         self.events: dict[str, Event] = {}
         self.requests: dict[str, Request] = {}
         self.pairs: dict[str, Pair] = {}
-        self._reader, self._split = reader, split
+        self._reader, self._split, self._history = reader, split, history
         self._listed = False
         self._choices: dict[tuple[str, str, frozenset[str]], float] = {}
         self._given: dict[str, set[bool]] = {}
@@ -66,10 +61,18 @@ class Tables:
         """Whether the lines name their splits."""
         return True in self._given.get("split", ())
 
+    @property
+    def times_given(self) -> bool:
+        """Whether the lines of events have a time."""
+        return True in self._given.get("time of events", ())
+
     def _user(self, row: Row) -> None:
         row.only("id", "truth", "meta")
         truth = Stance.of(row.numbers("truth", -1, 1)) if row.has("truth") else None
-        self._put(self.users, row, row.label("id"), truth)
+        id = row.label("id")
+        if id not in self.users:
+            self._meet(id)
+        self._put(self.users, row, id, truth)
 
     def _event(self, row: Row) -> None:
         kind, user = row.one_of("kind", EVENT_KINDS), self._known(row)
@@ -85,9 +88,20 @@ class Tables:
         kind = cast(EventKind, kind)
         event = Event(id=id, user=user, time=timed, kind=kind, payload=payload, source=source)
         self._put(self.events, row, id, event)
-        if kind == "choice":
-            key = (user, payload["prompt"], frozenset((payload["chosen"], payload["rejected"])))
-            self._choices[key] = min(timed, self._choices.get(key, timed))
+        self._notice(event)
+
+    def _meet(self, user: str) -> None:
+        """Take in what is kept elsewhere of a user, before the lines that depend on it."""
+        for event in self._history(user) if self._history else ():
+            self.events[event.id] = event
+            self._notice(event)
+
+    def _notice(self, event: Event) -> None:
+        """Remember when a choice was first made, so that no pair asks for it later."""
+        if event.kind == "choice":
+            said = event.payload
+            key = (event.user, said["prompt"], frozenset((said["chosen"], said["rejected"])))
+            self._choices[key] = min(event.time, self._choices.get(key, event.time))
 
     def _request(self, row: Row) -> None:
         row.only("id", "references", "choices", "meta", *ASKED)
@@ -145,6 +159,7 @@ class Tables:
                 row.wrong("user", f"users.jsonl has no id {name!r}{nearest(name, self.users)}")
             else:
                 self.users[name] = None
+                self._meet(name)
         return name
 
     def _has(self, what: str, row: Row, field: str) -> bool:
@@ -171,6 +186,12 @@ class Tables:
                 self._reader.report(f"{what}: some lines have one and others none; give it to all or to none")
         if True in self._given.get("time of requests", ()) and False in self._given.get("time of events", ()):
             self._reader.report("time: requests have one and events none; give it to both or to neither")
+
+
+def to_row(event: Event) -> dict[str, Any]:
+    """The line of events.jsonl that is read as this very event."""
+    row = {"id": event.id, "user": event.user, "kind": event.kind, "time": event.time, **event.payload}
+    return row | ({"source": event.source} if event.source else {})
 
 
 def _payload(row: Row, kind: str) -> dict[str, Any]:

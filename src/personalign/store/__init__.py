@@ -1,0 +1,1 @@
+"""Where users' events outlast a process, and where a user is forgotten."""
