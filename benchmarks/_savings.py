@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from personalign.alignment.batches import Indices
-from personalign.alignment.losses import margins
 from personalign.alignment.preference import Preference
 from personalign.policy.logprobs import Branches, _layout, answer_logprobs
 from personalign.policy.policy import Policy
@@ -30,20 +29,23 @@ class Switched(Preference):
 
     savings = Savings()
 
-    def _margins(self, batch: Indices) -> dict[str, Tensor]:
+    def _read(self, batch: Indices) -> dict[str, tuple[Tensor, Tensor]]:
         ((group, some),) = batch.items()
-        rows = [self.rows[group][i] for i in some]
-        if not self.savings.prompt:
-            rows = [Branches(row.prompt, (answer,)) for row in rows for answer in row.answers]
         with self.policy.using(self.deltas[group]):
-            sums = self._sums(rows)
-        return {group: margins(sums, self._reference(group, some, rows))}
+            sums = self._sums(self._laid(group, some))
+        return {group: (sums, torch.tensor([[len(a) for a in self.rows[group][i].answers] for i in some]))}
 
-    def _reference(self, group: str, some: list[int], rows: Sequence[Branches]) -> Tensor:
+    def _referred(self, group: str, some: list[int]) -> Tensor:
         if self.savings.reference:
-            return self.reference[group][some]
+            return super()._referred(group, some)
         with torch.no_grad(), self.policy.using(()):
-            return self._sums(rows)
+            return self._sums(self._laid(group, some))
+
+    def _laid(self, group: str, some: list[int]) -> list[Branches]:
+        rows = [self.rows[group][i] for i in some]
+        if self.savings.prompt:
+            return rows
+        return [Branches(row.prompt, (answer,)) for row in rows for answer in row.answers]
 
     def _sums(self, rows: Sequence[Branches]) -> Tensor:
         read = answer_logprobs if self.savings.logits else everywhere

@@ -53,7 +53,7 @@ class Preference:
         losses: list[Tensor] = []
         figures: dict[str, Tensor] = {}
         for group, (sums, lengths) in self._read(batch).items():
-            m = margins(sums, self.reference[group][batch[group]].to(sums.device))
+            m = margins(sums, self._referred(group, batch[group]).to(sums.device))
             loss = dpo_loss(m, self.beta).mean()
             if self.imitation:
                 loss = loss + self.imitation * sft_loss(sums[:, 0], lengths[:, 0]).mean()
@@ -62,6 +62,9 @@ class Preference:
             told |= {"loss": loss.detach()} if len(batch) > 1 else {}
             figures |= {f"{group}/{k}" if len(batch) > 1 else k: v for k, v in told.items()}
         return torch.stack(losses).sum(), figures
+
+    def _referred(self, group: str, some: list[int]) -> Tensor:
+        return self.reference[group][some]
 
     def _read(self, batch: Indices) -> dict[str, tuple[Tensor, Tensor]]:
         """Log-probabilities in nats and lengths in tokens of each group's answers, chosen first: [pairs, 2] both."""
