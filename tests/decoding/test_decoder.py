@@ -174,6 +174,13 @@ def test_batch_of_n_equals_n_batches_of_one(guided: Policy) -> None:
     assert len({r.tokens for r in together}) > len(plans), "samples of one request should differ"
 
 
+def test_samples_that_are_made_later_are_those_that_would_have_been_made(tiny: Policy) -> None:
+    three = Decoder(tiny, 4).generate([Job("r", plain("Hi", temperature=1.0, n=3))])
+    later = Decoder(tiny, 4).generate([Job("r", plain("Hi", temperature=1.0, n=2), first=1)])
+    assert [(r.sample, r.tokens) for r in later] == [(r.sample, r.tokens) for r in three[1:]]
+    assert [r.sample for r in three] == [0, 1, 2] and len({r.tokens for r in three}) == 3
+
+
 def test_logprobs_are_those_of_the_combined_policy(guided: Policy) -> None:
     response = Decoder(guided, 4).generate([Job("r", plain("Hi", (("one", 1.0),)))])[0]
     prompt = guided.encode((Message("user", "Hi"),))

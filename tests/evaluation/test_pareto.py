@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,7 +75,19 @@ def test_the_front_of_users_with_its_interval():
     assert front([users[i] for i in order], ratings[order], -1.0, HOW) == found
 
 
+def test_the_interval_lies_around_the_value_where_chance_pushes_the_redrawn_fronts_outwards():
+    """Users of one and the same mean: every redrawn front is beyond theirs, and its spread is that of a loop."""
+    items = np.array([[-1.0, 1.0], [1.0, -1.0], [0.0, 0.0]])
+    users = [name for name in "abcdef" for _ in items]
+    found = front(users, np.tile(items, (6, 1)), -2.0, replace(HOW, resamples=4000))
+    rng = np.random.default_rng(9)
+    slow = [unions(items[rng.integers(3, size=(6, 3))].mean(axis=1) + 2.0) for _ in range(4000)]
+    assert found.value == pytest.approx(4.0) and np.quantile(slow, 0.05) > 4.0
+    assert found.low < found.value < found.high
+    assert found.high - found.low == pytest.approx(np.subtract(*np.quantile(slow, [0.95, 0.05])), abs=0.15)
+
+
 def test_an_item_a_user_leaves_no_chance_and_no_item_no_figure():
     found = front(["a", "b"], np.array([[1.0, 3.0], [3.0, 1.0]]), 0.0, HOW)
-    assert (found.low, found.value, found.high) == (5.0, 5.0, 5.0)
+    assert (found.low, found.value, found.high) == pytest.approx((5.0, 5.0, 5.0))
     assert front([], np.zeros((0, 2)), 0.0, HOW).n == 0

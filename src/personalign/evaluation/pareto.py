@@ -32,7 +32,9 @@ def _volume(above: Floats) -> float:
 def front(users: Sequence[str], ratings: Floats, corner: float, how: Bootstrap) -> Estimate:
     """The hypervolume of the users' mean ratings; `ratings` (n, dimensions) holds an item of `users` (n,) a row.
 
-    The users are the points of the front, so they stay, and the interval is over the items of each, redrawn.
+    The users are the points of the front, so they stay, and the interval is over the items of each, redrawn. Chance
+    pushes a front outwards, the redrawn ones further than the one that is measured: the interval has their spread,
+    but lies around the value. Compare fronts of as many users and items.
     """
     items = _by_user(np.array(users), ratings)
     if not items:
@@ -40,9 +42,9 @@ def front(users: Sequence[str], ratings: Floats, corner: float, how: Bootstrap) 
     rng = np.random.default_rng(how.seed)
     value = hypervolume(np.array([rows.mean(axis=0) for rows in items]), corner)
     redrawn = np.stack([rows[rng.integers(len(rows), size=(how.resamples, len(rows)))].mean(axis=1) for rows in items])
-    drawn = [hypervolume(redrawn[:, i], corner) for i in range(how.resamples)]
+    drawn = np.array([hypervolume(redrawn[:, i], corner) for i in range(how.resamples)])
     tail = (1.0 - how.level) / 2.0
-    low, high = np.quantile(drawn, [tail, 1.0 - tail])
+    low, high = value + np.quantile(drawn - drawn.mean(), [tail, 1.0 - tail])
     return Estimate(value, float(low), float(high), len(ratings), len(items))
 
 
