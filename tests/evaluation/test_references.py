@@ -14,7 +14,17 @@ from personalign.evaluation.references import bleu_counts, bleu_of, rouge
 from personalign.evaluation.standard import Standard
 from personalign.types import ChoiceScore, Figure, Judged, Message, Request, Response
 
-STANDARD = Standard(resamples=300, level=0.95, few_users=5, bootstrap_seed=0, length_shrinkage=0.0, tie=0.1)
+STANDARD = Standard(
+    resamples=300,
+    level=0.95,
+    few_users=5,
+    bootstrap_seed=0,
+    length_shrinkage=0.0,
+    tie=0.1,
+    floors={},
+    front=[],
+    front_corner=0.0,
+)
 NAMES = (
     "bleu",
     "rouge1",
