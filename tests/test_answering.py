@@ -65,7 +65,7 @@ def answered(folder: Path, *words: str) -> tuple[dict[str, Rows], Rows, dict[str
         for name in ("samples-0.jsonl", "answers.jsonl")
     ]
     samples: dict[str, Rows] = {}
-    for row in lines[0]:
+    for row in sorted(lines[0], key=lambda row: row["sample"]):  # the given one is written last
         samples.setdefault(row["request"], []).append(row)
     return samples, lines[1], record
 

@@ -159,7 +159,7 @@ def test_the_boundary_meets_the_samples_answers_alone_and_may_refuse_them(
 ) -> None:
     met: list[int] = []
 
-    def strict(self: NoBoundary, request: Request, responses: Sequence[Response]) -> Sequence[Response]:
+    def strict(self: NoBoundary, request: Request, responses: Sequence[Response], _: object) -> Sequence[Response]:
         met.extend(response.sample for response in responses)
         return []
 
@@ -167,5 +167,5 @@ def test_the_boundary_meets_the_samples_answers_alone_and_may_refuse_them(
     record = Experiment(config(tmp_path, *DRAWN)).run()
     assert met == [4, 5] * 8
     given = [row for made in rows(tmp_path).values() for row in made if row["selected"]]
-    assert len(given) == 8 and all((row["text"], row["stop"], row["sample"]) == ("", "refused", 4) for row in given)
+    assert len(given) == 8 and all((row["text"], row["stop"], row["sample"]) == ("", "refused", 6) for row in given)
     assert record["metrics"]["refusal_rate"]["value"] == 1.0
