@@ -62,7 +62,7 @@ def _given(rows: Sequence[dict[str, Any]]) -> Response:
 
 
 def _response(row: dict[str, Any]) -> Response:
-    return Response.from_json({k: v for k, v in row.items() if k not in ("user", "selected")})
+    return Response.from_json({k: v for k, v in row.items() if k not in ("user", "final", "selected")})
 
 
 def judged(system: System, answered: Sequence[tuple[Request, Response]]) -> list[Judged]:
