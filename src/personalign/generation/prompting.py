@@ -1,14 +1,10 @@
-"""What the generation parts share: templates, and prompts made from a request and a user's state.
-
-A template's fields stand in braces. They are filled in one pass, so that braces in a user's text, and any
-other braces of the template, stay as they are.
-"""
+"""What the generation parts share: prompts made from templates, a request and a user's state."""
 
 from __future__ import annotations
 
-import re
-
-from personalign.contracts import Generation, Placement, UserError
+from personalign.contracts import Generation, Placement
+from personalign.runtime.templates import checked as checked
+from personalign.runtime.templates import fill as fill
 from personalign.types import (
     Chat,
     Deltas,
@@ -22,8 +18,6 @@ from personalign.types import (
     last_user_text,
 )
 
-_FIELD = re.compile(r"\{(\w+)\}")
-
 
 class Prompted(Generation):
     """Generation by prompt alone: the trained policy answers what `render` gives (survey, section 4.2)."""
@@ -34,20 +28,6 @@ class Prompted(Generation):
 
 def stream(prompt: Messages, weight: float = 1.0, deltas: Deltas = (), head: str | None = None) -> Stream:
     return Stream((Chat(prompt),), weight, deltas, head)
-
-
-def checked(template: str, needs: tuple[str, ...], may: tuple[str, ...] = ()) -> str:
-    """The template itself; raises UserError where it lacks a field or has one that nobody fills."""
-    found = set(_FIELD.findall(template))
-    for field in (*sorted(set(needs) - found), *sorted(found - {*needs, *may})):
-        fields = ", ".join(f"{{{name}}}" for name in (*needs, *may))
-        fault = "lacks" if field in needs else "has an unknown"
-        raise UserError(f"the template {template!r} {fault} {{{field}}}: its fields are {fields}")
-    return template
-
-
-def fill(template: str, **values: str) -> str:
-    return _FIELD.sub(lambda match: values.get(match[1], match[0]), template)
 
 
 def before_request(messages: Messages, template: str, **values: str) -> Messages:
