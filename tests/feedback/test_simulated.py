@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from personalign.composition.build import build
+from personalign.composition.compose import compose
 from personalign.contracts import UserError
 from personalign.feedback.simulated import SimulatedUser
 from personalign.types import Message, Request, Response, Score, Stance, UserState
@@ -27,7 +29,9 @@ class Rated:
 
 
 def simulated(truth: Stance | None = TRUTH, **changes: Any) -> SimulatedUser:
-    user = SimulatedUser(**{"beta": 1.0, "noise": 0.0, "drift": 0.0, "start": 0.0, "seed": 0, **changes})
+    user = SimulatedUser(
+        **{"beta": 1.0, "noise": 0.0, "drift": 0.0, "dimensions": [], "start": 0.0, "seed": 0, **changes}
+    )
     known = SimpleNamespace(truth=lambda request: None if truth is None else UserState(stance=truth))
     user.bind(known, Rated())  # type: ignore[arg-type]
     return user
@@ -96,6 +100,12 @@ def test_drift_turns_the_stance_by_its_angle_and_keeps_its_length() -> None:
     assert [chosen(half, "left", "right", round=n) for n in range(3)] == ["left", "right", "left"]
 
 
+def test_a_stance_may_turn_to_dimensions_it_did_not_have() -> None:
+    """In two dimensions there is one plane."""
+    turned = simulated(Stance(("a",), (1.0,)), drift=0.25 * math.pi, dimensions=["a", "b"]).stance(ask(), 2).as_dict()
+    assert turned["a"] == pytest.approx(0.0, abs=1e-12) and abs(turned["b"]) == pytest.approx(1.0)
+
+
 def test_a_user_without_likes_does_not_turn() -> None:
     none = Stance(("a", "b"), (0.0, 0.0))
     assert simulated(none, drift=0.3).stance(ask(), 4).mean == (0.0, 0.0)
@@ -109,9 +119,23 @@ def test_plain_errors() -> None:
         simulated().events(ask(), [*shown("left"), *shown("right", round=1)])
     with pytest.raises(UserError, match="'ada' has no true stance"):
         simulated(None).events(ask(), shown("left", "right"))
-    with pytest.raises(UserError, match="one dimension, which cannot turn"):
+    with pytest.raises(UserError, match="one dimension, which cannot turn: name another one"):
         simulated(Stance(("a",), (1.0,)), drift=0.1).stance(ask(), 1)
     user = simulated()
     user.bind(SimpleNamespace(truth=lambda request: UserState(stance=TRUTH)), None)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="needs the true reward: reward@truth=exact"):
         user.events(ask(), shown("left", "right"))
+
+
+def test_a_sure_user_agrees_with_the_pairs_that_the_data_label() -> None:
+    """exact_users without noise chooses the better answer; so does a user of large beta, half a turn later never."""
+    words = ["feedback.beta=1e4", f"feedback.drift={math.pi}", "feedback.dimensions=[grade,warmth]"]
+    cfg = compose(["feedback=simulated", *words, "data.pool=shipped"])
+    data, truth, user = build(cfg.data), build(cfg.truth), build(cfg.feedback)
+    data.bind(truth, None)
+    user.bind(data, truth)
+    pairs = data.pairs("test")
+    assert len(pairs) > 20
+    for pair in pairs:
+        texts = (pair.rejected, pair.chosen)
+        assert [chosen(user, *texts, round=n, request=pair.request) for n in (0, 1)] == [pair.chosen, pair.rejected]

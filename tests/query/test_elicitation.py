@@ -1,4 +1,4 @@
-"""Learning an unknown preference by asking: simulated users, rated answers, the memory's own posterior.
+"""Learning an unknown preference by asking: simulated users, rated answers, the posterior that memory works out.
 
 Each user is asked about pairs of shipped answers, chosen from a handful that is offered in the round, as samples of
 one prompt would be. The pairs are the same whoever chooses, and so is the answer to one of them: users are paired.
@@ -48,7 +48,7 @@ def people(drift: float = 0.0) -> SimulatedUser:
     """Users whose weights are drawn from the prior."""
     draws = PRIOR * np.random.default_rng(0).standard_normal((USERS, len(DIMENSIONS)))
     stances = {str(u): Stance(DIMENSIONS, tuple(w.tolist())) for u, w in enumerate(draws)}
-    user = SimulatedUser(beta=1.0, noise=0.0, drift=drift, start=0.0, seed=0)
+    user = SimulatedUser(beta=1.0, noise=0.0, drift=drift, dimensions=[], start=0.0, seed=0)
     user.bind(SimpleNamespace(truth=lambda request: UserState(stance=stances[request.user])), Looked())  # type: ignore[arg-type]
     return user
 

@@ -39,10 +39,17 @@ class SimulatedUser(Feedback):
     node = "alignment through feedback / multi-objective / interactive preference learning"
 
     def __init__(
-        self, *, beta: PositiveFloat, noise: Fraction, drift: NonNegativeFloat, start: float, seed: NaturalInt
+        self,
+        *,
+        beta: PositiveFloat,
+        noise: Fraction,
+        drift: NonNegativeFloat,
+        dimensions: list[str],
+        start: float,
+        seed: NaturalInt,
     ) -> None:
-        """`drift` is in radians; `start` is the time of round 0."""
-        self._beta, self._noise, self._drift = beta, noise, drift
+        """`drift` is in radians, on the user's own dimensions and `dimensions`; `start` is the time of round 0."""
+        self._beta, self._noise, self._drift, self._dimensions = beta, noise, drift, dimensions
         self._start, self._seed = start, seed
         self._data: Data | None = None
         self._reward: Reward | None = None
@@ -83,11 +90,15 @@ class SimulatedUser(Feedback):
             raise UserError(f"user {request.user!r} has no true stance: feedback=simulated needs data that know it")
         if self._drift == 0.0:
             return state.stance
-        if len(state.stance.mean) < 2:
-            raise UserError(f"user {request.user!r} has a stance of one dimension, which cannot turn: feedback.drift=0")
-        other = np.random.default_rng(derive(self._seed, "drift", request.user)).standard_normal(len(state.stance.mean))
-        turned = rotated(np.array(state.stance.mean), other, self._drift * round)
-        return Stance(state.stance.dimensions, tuple(turned.tolist()))
+        values = {**dict.fromkeys(self._dimensions, 0.0), **state.stance.as_dict()}
+        if len(values) < 2:
+            raise UserError(
+                f"user {request.user!r} has a stance of one dimension, which cannot turn: name another one in "
+                "feedback.dimensions, or set feedback.drift=0"
+            )
+        other = np.random.default_rng(derive(self._seed, "drift", request.user)).standard_normal(len(values))
+        turned = rotated(np.array(list(values.values())), other, self._drift * round)
+        return Stance(tuple(values), tuple(turned.tolist()))
 
     def _first(self, request: Request, round: int, texts: Sequence[str]) -> bool:
         """Whether the first of the two is chosen."""
