@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from personalign.composition.build import build
 from personalign.composition.compose import compose
 from personalign.contracts import Query
 from personalign.data.exact_pool import SHIPPED, read_pool
@@ -119,3 +120,19 @@ def test_a_half_life_follows_users_who_drift() -> None:
     kept, forgot = (regrets(DOptimalPair(), drift=0.04, half_life=h) for h in (np.inf, 12.0))
     assert interval(kept[:, ROUNDS] - forgot[:, ROUNDS])[0] > 0
     assert forgot[:, ROUNDS].mean() < 0.25
+
+
+def test_this_posterior_is_what_memory_makes_of_the_events() -> None:
+    """With a half-life, and ages counted in rounds."""
+    values = [f"memory.stance_inferred.dimensions=[{','.join(DIMENSIONS)}]", "memory.stance_inferred.half_life=5"]
+    memory = build(compose(["memory=stance_inferred", *values]).memory.stance_inferred)
+    answering, (texts, ratings), seen = people(), pool(), []
+    for n in range(12):
+        pair = [Response(request="q", text=texts[i], round=n) for i in (n, n + 20)]
+        (event,) = answering.events(REQUESTS[0], pair)
+        memory.observe(event)
+        chosen, rejected = (ratings[texts.index(event.payload[key])] for key in ("chosen", "rejected"))
+        seen.append(chosen - rejected)
+    expected = laplace(np.array(seen), 0.5 ** (np.arange(12)[::-1] / 5), PRIOR)
+    for found, other in zip(memory.posterior(REQUESTS[0]), expected, strict=True):
+        assert found == pytest.approx(other)
