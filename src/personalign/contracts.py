@@ -32,6 +32,9 @@ from personalign.types import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from personalign.policy.policy import Policy
     from personalign.runtime.fitting import Fitting
 
@@ -58,7 +61,8 @@ class Part:
     """What every part declares. Names of needs and provides:
 
     `events.<kind>`, `pairs`, `labels` (pairs with labels per dimension), `truth` (true stances) from data;
-    `state.<field>` from memory; `policy.aligned`, `policy.features`, `policy.heads.<name>` from alignment;
+    `state.<field>` from memory, `state.posterior` where its stance has a covariance; `policy.aligned`,
+    `policy.features`, `policy.heads.<name>` from alignment;
     `reward.truth`, `reward.guide`, `reward.universal` from the reward that is chosen under that name.
     """
 
@@ -179,8 +183,34 @@ class Boundary(Part, ABC):
 class Feedback(Part, ABC):
     """Who answers what is asked of users, and turns it into events (survey 4.3)."""
 
+    def bind(self, data: Data, truth: Reward | None) -> None:
+        """Take the data that know the users, and the reward that knows what they like."""
+
     @abstractmethod
-    def events(self, request: Request, responses: Sequence[Response]) -> Sequence[Event]: ...
+    def events(self, request: Request, responses: Sequence[Response]) -> Sequence[Event]:
+        """What the user does when shown the responses, which are of one round."""
+
+
+class Query(Part, ABC):
+    """What is asked of a user (survey 4.3): which pair of answers to compare next.
+
+    What is known of the user is N(mean, covariance) over w, the weights of P(y1 > y2) = sigma(w^T x) with
+    x = r(y1) - r(y2). Pairs of equal ratings, x = 0, are asked only where there are no others.
+    """
+
+    @abstractmethod
+    def choose(
+        self,
+        user: str,
+        round: int,
+        differences: NDArray[np.float64],
+        mean: NDArray[np.float64],
+        covariance: NDArray[np.float64],
+    ) -> int:
+        """The row of `differences` [n, D], n >= 1, to ask; of equally good ones the first.
+
+        `mean` [D] and `covariance` [D, D] are in log odds for each unit of rating. It depends on no earlier call.
+        """
 
 
 class Evaluation(Part, ABC):

@@ -92,6 +92,7 @@ class System:
         """Tie the parts together and let memory take in every user's history."""
         self.data.bind(self.truth, self.sample)
         self.data.require(self._needs())
+        self.feedback.bind(self.data, self.truth)
         for user in self.data.users():
             for event in self.data.events(user):
                 for memory in self.memory:
@@ -99,7 +100,14 @@ class System:
 
     def _needs(self) -> list[str]:
         """What the chosen parts need of each other, for data whose files may lack what they could hold."""
-        parts: list[Part] = [*self.memory, self.generation, *self.stages.values(), self.boundary, self.evaluation]
+        parts: list[Part] = [
+            *self.memory,
+            self.generation,
+            *self.stages.values(),
+            self.boundary,
+            self.feedback,
+            self.evaluation,
+        ]
         return sorted({need for part in parts for need in part.needs})
 
     def learned(self) -> None:

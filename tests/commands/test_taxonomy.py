@@ -13,7 +13,7 @@ from personalign.composition.parts import PartView, catalogue
 PARTS = catalogue()
 NAMES = [node for text in (FIGURE, BESIDE) for node, _ in nodes(text)]
 # What parts are made of the survey's nodes; devices, loggers and models are none of its matter.
-PLACED = ("data", "memory", "generation", "reward", "alignment", "boundary", "feedback", "evaluation")
+PLACED = ("data", "memory", "generation", "reward", "alignment", "boundary", "feedback", "query", "evaluation")
 
 
 def lone(node: str) -> PartView:

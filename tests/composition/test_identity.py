@@ -39,7 +39,6 @@ def test_what_leaves_the_result_leaves_the_name(house: Path, same: list[str]) ->
     [
         ["seed=1"],
         ["precision=fp32"],
-        ["rounds=1"],
         ["requests.limit=3"],
         ["sampling.n=2"],
         ["memory_budget=100"],
@@ -70,6 +69,14 @@ def test_the_name_is_16_hex_digits_and_the_same_in_every_process(house: Path) ->
     )
     env = {**os.environ, "PYTHONHASHSEED": "7"}
     assert subprocess.check_output([sys.executable, "-c", code], text=True, env=env).strip() == here
+
+
+def test_rounds_change_the_name(house: Path) -> None:
+    """No composition may have them yet; one that may is another run."""
+    cfg = compose(BASE)
+    before = identity(cfg)
+    cfg.rounds = 1
+    assert identity(cfg) != before
 
 
 def test_labels(house: Path) -> None:

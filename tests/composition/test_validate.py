@@ -140,3 +140,12 @@ def test_floors_of_the_boundary_are_those_that_violations_are_counted_by() -> No
     assert compose(words).boundary.floors == {"harmlessness": -2.0}
     strict = compose([*words, "boundary.floors.harmlessness=-inf"])
     assert strict.boundary.floors.harmlessness == float("-inf") and strict.evaluation.floors.harmlessness == -2.0
+
+
+def test_rounds_that_would_ask_nobody_are_refused() -> None:
+    words = ["memory=stance_inferred", "feedback=simulated", "query=d_optimal"]
+    assert problems(compose(words)) == []
+    with pytest.raises(IllegalComposition, match="rounds=2: a run asks its users nothing"):
+        compose([*words, "rounds=2"])
+    with pytest.raises(IllegalComposition, match=r"query=d_optimal needs state\.posterior: add memory=stance_inferred"):
+        compose(["memory=stance_stated", "query=d_optimal"])

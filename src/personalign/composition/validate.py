@@ -38,7 +38,7 @@ def problems(cfg: DictConfig | Mapping[str, Any]) -> list[str]:
 
 def illegal(tree: Mapping[str, Any]) -> list[str]:
     """The needs that nothing earlier on the way provides, each with the choices that would."""
-    return [*_devices(tree), *_unmet(_steps(tree))]
+    return [*_devices(tree), *_rounds(tree), *_unmet(_steps(tree))]
 
 
 def _steps(tree: Mapping[str, Any]) -> list[Step]:
@@ -121,6 +121,14 @@ def _providers(slot: str, need: str) -> list[str]:
                 verb = f"{'add' if group.many else 'use'} {group.key}="
                 found.setdefault(verb, []).append(part.choice)
     return [verb + "|".join(names) for verb, names in found.items()]
+
+
+def _rounds(tree: Mapping[str, Any]) -> list[str]:
+    """A run that asked nobody must not look as if it had."""
+    rounds = tree.get("rounds")
+    if not isinstance(rounds, int) or rounds < 1:
+        return []
+    return [f"rounds={rounds}: a run asks its users nothing, feedback and query are used from Python: rounds=0"]
 
 
 def _devices(tree: Mapping[str, Any]) -> list[str]:

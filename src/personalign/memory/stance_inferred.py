@@ -30,7 +30,7 @@ class StanceInferred(EventMemory):
     """
 
     needs = ("events.choice",)
-    provides = ("state.stance",)
+    provides = ("state.stance", "state.posterior")
     paper = "arXiv 2503.17003, section 4.1; PReF, arXiv 2503.06358"
     node = "preference memory / preference inference"
 

@@ -1,0 +1,1 @@
+"""What is asked of a user: which pair of answers to compare next (survey, section 4.3)."""
