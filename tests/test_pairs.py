@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from personalign import Experiment, compose
-from personalign.composition.compose import Composed, composer
+from personalign.composition.composer import Composer
 from personalign.composition.home import choices, homes
 from personalign.composition.layers import chosen as chosen_of
 from personalign.composition.layers import from_overrides
@@ -46,8 +46,8 @@ Pair = tuple[tuple[str, str], tuple[str, str]]
 
 
 @cache
-def _composed() -> Composed:
-    return composer()
+def _composed() -> Composer:
+    return Composer()
 
 
 def words(chosen: Chosen) -> list[str]:

@@ -10,8 +10,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from personalign.composition import compose as compositions
-from personalign.composition import sweeps
+from personalign.composition import composer, sweeps
 from personalign.composition.compose import compose
 from personalign.composition.identity import identity
 from personalign.composition.sweeps import cells, read
@@ -96,13 +95,13 @@ def _plain(cfg: Any) -> Any:
     return {key: value for key, value in OmegaConf.to_container(cfg, resolve=True).items() if key != "choices"}
 
 
-def test_hydra_is_asked_once_for_each_choice(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hydra_is_asked_once_for_a_choice_of_every_group(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    true = compositions.compose_choices
+    true = composer.compose_choices
     spy = lambda homes, picked: asked.append(picked) or true(homes, picked)  # noqa: E731
-    monkeypatch.setattr(compositions, "compose_choices", spy)
+    monkeypatch.setattr(composer, "compose_choices", spy)
     read(grid)
-    assert sorted(asked) == [(), (("alignment", ("train",)),), (("generation", "steer"),), (("memory", ("stance",)),)]
+    assert sorted(asked) == [(), (("memory", ("stance",)), ("generation", "steer"), ("alignment", ("train",)))]
 
 
 def test_the_last_word_is_the_command_lines(grid: Path) -> None:

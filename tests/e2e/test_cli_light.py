@@ -15,10 +15,11 @@ import pytest
 from personalign.cli import command_line
 from personalign.commands import run, validate
 from personalign.commands.arguments import split
+from personalign.composition import home
 from personalign.composition.compose import compose
 from personalign.composition.layers import from_overrides
 from personalign.composition.parts import catalogue
-from personalign.composition.sweeps import read
+from personalign.composition.sweeps import cells, read
 
 Command = Callable[..., Any]
 COMMANDS = (
@@ -36,7 +37,7 @@ LIGHT = (
     "bench",
 )
 HEAVY = ("torch", "transformers", "pytorch_lightning", "wandb", "deepspeed", "peft", "matplotlib")
-SECONDS = {"validate --all": 25.0}
+SECONDS = {"validate --all": 15.0}
 
 
 @pytest.mark.parametrize("line", LIGHT)
@@ -106,9 +107,10 @@ def test_ls_shows_the_survey_s_tree(personalign: Command) -> None:
 def test_validate_counts_all_that_ships(personalign: Command) -> None:
     said = personalign("validate", "--all")
     assert said.code == 0, said.err
-    count, _, rest = said.out.removeprefix("all well: ").rpartition(" choices")
-    assert int(count.split()[-1]) > len(catalogue()), "reward is chosen twice"
-    assert not rest.strip()
+    counts = {what: int(number) for number, what in re.findall(r"(\d+) (\w+)", said.out)}
+    assert counts["choices"] > len(catalogue()), "reward is chosen twice"
+    assert counts["experiments"] == len(home.shelf("experiments"))
+    assert counts["cells"] == sum(len(cells(path)) for path in home.shelf("sweeps").values())
 
 
 def test_validate_all_tells_a_broken_choice(personalign: Command, people: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,10 @@ from pathlib import Path
 from personalign.commands.arguments import CommandLine, split
 from personalign.commands.board import check_published
 from personalign.composition import home
-from personalign.composition.compose import Composed, compose, composer
+from personalign.composition.compose import assemble, compose
+from personalign.composition.composer import Composer
 from personalign.composition.identity import identity, label
+from personalign.composition.layers import chosen, from_file, from_overrides
 from personalign.composition.parts import catalogue, groups, load
 from personalign.composition.sweeps import read
 from personalign.composition.validate import IllegalComposition
@@ -86,8 +88,11 @@ def _everything(overrides: Sequence[str]) -> int:
     """Check all that ships and count it."""
     counts: Counter[str] = Counter()
     problems: list[str] = []
-    composed = composer()
-    for kind, number, found in chain(_experiments(overrides), _sweeps(overrides, composed), _choices(overrides)):
+    composed = Composer()
+    # Choices come first: experiments and sweeps are made of them.
+    for kind, number, found in chain(
+        _choices(overrides, composed), _experiments(overrides, composed), _sweeps(overrides, composed)
+    ):
         counts[kind] += number
         problems += found
     problems += _unmet()
@@ -100,20 +105,22 @@ def _everything(overrides: Sequence[str]) -> int:
 Finding = tuple[str, int, list[str]]
 
 
-def _experiments(overrides: Sequence[str]) -> Iterator[Finding]:
+def _experiments(overrides: Sequence[str], composed: Composer) -> Iterator[Finding]:
     for name, path in home.shelf("experiments").items():
-        yield "experiments", 1, _problems(overrides, path, f"experiments/{name}")
+        yield "experiments", 1, _problems(overrides, path, composed, f"experiments/{name}")
 
 
-def _problems(overrides: Sequence[str], path: Path, place: str) -> list[str]:
+def _problems(overrides: Sequence[str], path: Path, composed: Composer, place: str) -> list[str]:
     try:
-        compose(overrides, path)
+        layers = [from_file(path), from_overrides(overrides)]
+        composed.expect([chosen(layers)])
+        assemble(layers[:1], layers[1], composed)
     except UserError as error:
         return [f"{place}: {line}" for line in str(error).splitlines()]
     return []
 
 
-def _sweeps(overrides: Sequence[str], composed: Composed) -> Iterator[Finding]:
+def _sweeps(overrides: Sequence[str], composed: Composer) -> Iterator[Finding]:
     for path in home.shelf("sweeps").values():
         try:
             sweep = read(path, overrides, composed)
@@ -125,8 +132,8 @@ def _sweeps(overrides: Sequence[str], composed: Composed) -> Iterator[Finding]:
             yield "cells", len(sweep.cells), []
 
 
-def _choices(overrides: Sequence[str]) -> Iterator[Finding]:
-    """Every choice of every group. Hydra takes most of the time, so one composition checks one choice of each."""
+def _choices(overrides: Sequence[str], composed: Composer) -> Iterator[Finding]:
+    """Every choice of every group: one composition checks one choice of each."""
     known = {group: list(home.choices(group.folder)) for group in groups().values()}
     for names in zip_longest(*known.values()):
         lines = [
@@ -134,13 +141,15 @@ def _choices(overrides: Sequence[str]) -> Iterator[Finding]:
             for group, name in zip(known, names, strict=True)
             if name is not None
         ]
-        yield "choices", len(lines), _mistakes([*overrides, *lines])
+        yield "choices", len(lines), _mistakes([*overrides, *lines], composed)
 
 
-def _mistakes(overrides: Sequence[str]) -> list[str]:
+def _mistakes(overrides: Sequence[str], composed: Composer) -> list[str]:
     """What is wrong with a composition whose parts need not fit, and whose open values need not be given."""
     try:
-        compose(overrides)
+        line = from_overrides(overrides)
+        composed.expect([chosen([line])])
+        assemble([], line, composed)
     except IllegalComposition:
         return []
     except UserError as error:

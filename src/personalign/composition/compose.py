@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,7 +44,7 @@ def compose(overrides: Sequence[str] = (), file: str | Path | None = None) -> Di
 
 
 def assemble(files: Sequence[Layer], line: Layer, composed: Composed | None = None) -> DictConfig:
-    """The composition of layers, the command line's last; raises as `compose`. Grids share a `composer`."""
+    """The composition of layers, the command line's last; raises as `compose`. Grids share a `Composer`."""
     layers = [*files, line]
     choices = chosen(layers)
     unknown = set().union(*(layer.unknown for layer in layers))
@@ -84,21 +83,6 @@ def compose_choices(homes: tuple[Path, ...], choices: Choices) -> dict[str, Any]
         _name_broken_file(choices)
         raise UserError(f"the chosen files do not compose: {' '.join(str(error).split())}") from None
     return cast(dict[str, Any], OmegaConf.to_container(config))
-
-
-def composer() -> Composed:
-    """The same, put together from one composition for each choice: parts' choices do not depend on one another."""
-    once = cache(compose_choices)
-
-    def together(homes: tuple[Path, ...], choices: Choices) -> dict[str, Any]:
-        tree = dict(once(homes, ()))
-        for key, value in choices:
-            group = groups()[key]
-            if key not in OVERLAYS and value not in (None, group.default):
-                tree[group.slot] = once(homes, ((key, value),))[group.slot]
-        return tree
-
-    return together
 
 
 def _text(value: Choice) -> str:

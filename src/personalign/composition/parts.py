@@ -103,6 +103,11 @@ def _load(path: Path, mtime: int) -> dict[str, Any]:
 
 def head(path: Path) -> str:
     """The comment that a YAML file begins with, without its package line."""
+    return _head(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _head(path: Path, mtime: int) -> str:
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):

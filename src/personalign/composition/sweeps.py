@@ -24,9 +24,10 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from personalign.composition.compose import Composed, assemble, composer
+from personalign.composition.compose import assemble
+from personalign.composition.composer import Composer
 from personalign.composition.home import locate, nearest
-from personalign.composition.layers import from_file, from_overrides
+from personalign.composition.layers import Layer, chosen, from_file, from_overrides
 from personalign.composition.parts import load
 from personalign.composition.schema import describe, slots
 from personalign.composition.validate import IllegalComposition
@@ -77,7 +78,7 @@ def cells(path: str | Path) -> list[Cell]:
     return read(path).cells
 
 
-def read(path: str | Path, overrides: Sequence[str] = (), composed: Composed | None = None) -> Sweep:
+def read(path: str | Path, overrides: Sequence[str] = (), composed: Composer | None = None) -> Sweep:
     """A sweep file, by path or by its name in sweeps/, with overrides that every cell takes last.
 
     A cell whose parts do not fit together is left out with its reason. Raises UserError with all mistakes of
@@ -87,20 +88,32 @@ def read(path: str | Path, overrides: Sequence[str] = (), composed: Composed | N
     file = _file(where)
     sweep = Sweep(where, file.title or where.stem, file.baseline, file.published)
     mistakes: dict[str, str] = {}
-    composed = composed or composer()
+    composed = composed or Composer()
+    points = []
     for name, row, own, lines in _lines(file, tuple(overrides)):
         try:
-            sweep.cells.append(Cell(name, lines, _compose(lines, composed), row, file.notes.get(own)))
+            points.append((name, row, file.notes.get(own), lines, _layers(lines)))
+        except UserError as error:
+            _blame(mistakes, f"{where}: {name}", error)
+    composed.expect(chosen(layers) for *_, layers in points)
+    for name, row, note, lines, (*files, line) in points:
+        try:
+            sweep.cells.append(Cell(name, lines, assemble(files, line, composed), row, note))
         except IllegalComposition as error:
             sweep.left_out[name] = str(error)
         except UserError as error:
-            for line in str(error).splitlines():
-                mistakes.setdefault(line, f"{where}: {name}: {line}")
+            _blame(mistakes, f"{where}: {name}", error)
     if mistakes:
         raise UserError("\n".join(mistakes.values()))
     if not sweep.cells:
         raise UserError("\n".join([f"{where}: no cell is legal", *dict.fromkeys(sweep.left_out.values())]))
     return sweep
+
+
+def _blame(mistakes: dict[str, str], place: str, error: UserError) -> None:
+    """Note each line of an error once, with the first place that it is met in."""
+    for line in str(error).splitlines():
+        mistakes.setdefault(line, f"{place}: {line}")
 
 
 def _file(path: Path) -> _File:
@@ -134,10 +147,11 @@ def _lines(file: _File, last: tuple[str, ...]) -> Iterator[tuple[str, str, str, 
             yield ", ".join([label, *end]), label, row, (*base, *named, *own, *point, *end, *last)
 
 
-def _compose(lines: Sequence[str], composed: Composed) -> DictConfig:
+def _layers(lines: Sequence[str]) -> list[Layer]:
+    """Of the experiment files, then of all overrides."""
     files = [line for line in lines if line.endswith((".yaml", ".yml")) and "=" not in line]
     layers = [from_file(locate(file, "experiments")) for file in files]
-    return assemble(layers, from_overrides(line for line in lines if line not in files), composed)
+    return [*layers, from_overrides(line for line in lines if line not in files)]
 
 
 def _told(key: str, value: Any) -> str:
