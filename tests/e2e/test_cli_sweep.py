@@ -110,6 +110,10 @@ def test_published_numbers_are_checked_before_anything_is_computed(grid: Path, w
         said = without_torch(command, "grid.yaml")
         assert (said.code, said.out) == (2, "")
         assert said.err.startswith("personalign: error: grid.yaml: published.0.rows.0.values: ")
+    content["published"][0]["rows"] = [{"name": "x", "ours": "bases", "values": {}}]
+    grid.write_text(json.dumps(content))
+    said = without_torch("validate", "grid.yaml")
+    assert "grid.yaml: published: bases is no row; " in said.err
 
 
 def test_ctrl_c_leaves_a_run_that_goes_on(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from personalign.composition.home import nearest
 from personalign.composition.identity import identity
 from personalign.composition.sweeps import Cell, Sweep
 from personalign.contracts import UserError
@@ -69,7 +70,11 @@ def _left_out(name: str, reason: str) -> records.Cell:
 def check_published(sweep: Sweep) -> None:
     """Raise UserError with every mistake in the published numbers of a sweep file."""
     try:
-        PUBLISHED.validate_python(sweep.published or [])
+        published = PUBLISHED.validate_python(sweep.published or [])
     except ValidationError as error:
         lines = [f"published.{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
         raise UserError("\n".join(f"{sweep.path}: {line}" for line in lines)) from None
+    rows = {*(cell.row or cell.name for cell in sweep.cells), *sweep.left_out}
+    named = [ours for table in published for row in table["rows"] if (ours := row.get("ours"))]
+    if lost := [f"{sweep.path}: published: {one} is no row{nearest(one, rows)}" for one in named if one not in rows]:
+        raise UserError("\n".join(lost))
