@@ -23,7 +23,7 @@ test: .venv/.stamp-dev ## install and run the tests (without the long ones)
 	$(BIN)/personalign model fetch
 	$(PYTEST) -m "not slow"
 
-test-all: .venv/.stamp-dev ## install and run every test
+test-all: .venv/.stamp-all ## install and run every test
 	$(BIN)/personalign model fetch
 	$(PYTEST)
 
@@ -47,4 +47,9 @@ clean: ## remove .venv and build output (runs/ stays)
 
 .venv/.stamp-dev: .venv/.stamp
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+# What only long tests use: Ray is 80 MB.
+.venv/.stamp-all: .venv/.stamp-dev
+	$(PIP) --editable '.[ray]'
 	@touch $@
