@@ -13,7 +13,6 @@ from personalign.decoding import rows as layout
 from personalign.decoding.batch import Batch
 from personalign.decoding.rows import Answer, Job, Row
 from personalign.policy.policy import Policy
-from personalign.runtime.seeds import derive
 
 FREE = 4
 """Newcomers enter when this part of the budget is free: to prefill and join them costs as much as some steps."""
@@ -86,7 +85,7 @@ class Flow:
         rows = [row for answer in self._in_flight() for row in answer.rows]
         if rows and not self._open(rows):
             return entering
-        while self.waiting and self._fits([*rows, *self.waiting[0].rows]):
+        while self.waiting and self._fits([*rows, *self.waiting[0].begin(self.policy)]):
             entering.append(self.waiting.popleft())
             rows += entering[-1].rows
         return entering
@@ -107,21 +106,21 @@ class Flow:
     def _answers(self, job: Job) -> Iterator[Answer]:
         """The answers that are made for a job: a greedy plan's once, however many samples and jobs ask for it."""
         samples = [(job, sample) for sample in range(job.plan.sampling.n)]
-        if job.plan.sampling.temperature > 0.0:
-            yield from (self._answer(job, [one]) for one in samples)
-        elif job.plan in self._greedy:
+        if job.plan in self._greedy:
             self._greedy[job.plan].given += samples
+            return
+        self._check(job)
+        if job.plan.sampling.temperature == 0.0:
+            self._greedy[job.plan] = answer = Answer(job, samples)
+            yield answer
         else:
-            self._greedy[job.plan] = self._answer(job, samples)
-            yield self._greedy[job.plan]
+            yield from (Answer(job, [one]) for one in samples)
 
-    def _answer(self, job: Job, given: list[tuple[Job, int]]) -> Answer:
-        seed = derive(job.plan.sampling.seed, job.request, str(job.first + given[0][1]))
-        answer = Answer(job, torch.Generator().manual_seed(seed), given)
-        answer.rows = layout.rows_of(self.policy, answer)
-        if not self._fits(answer.rows):
+    def _check(self, job: Job) -> None:
+        """Raise UserError where a job does not fit by itself."""
+        rows = layout.rows_of(self.policy, Answer(job, []))
+        if not self._fits(rows):
             raise UserError(
-                f"request {job.request!r} may need {layout.cells(answer.rows)} tokens of cache, in {len(answer.rows)} "
-                f"rows, and decoding.token_budget={self.budget} is less: raise it, or lower sampling.max_new_tokens"
+                f"request {job.request!r} may need {layout.cells(rows)} tokens of cache, in {len(rows)} rows, and "
+                f"decoding.token_budget={self.budget} is less: raise it, or lower sampling.max_new_tokens"
             )
-        return answer

@@ -33,7 +33,7 @@ class Queue:
             new.setdefault(object() if self.budget is None else kind(group[0].plan), []).extend(group)
         for flow in self._flows:
             flow.add(new.pop(flow.kind, []))
-        begun = [Flow(self.policy, self.budget, kind) for kind in new]
+        begun = [Flow(self.policy, self.budget, one) for one in new]
         for flow in begun:
             flow.add(new[flow.kind])
         self._flows[1:1] = begun

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from personalign.contracts import UserError
 from personalign.policy.policy import Policy
+from personalign.runtime.seeds import derive
 from personalign.types import Chat, Deltas, Plan, Segment, Soft, Stream
 
 
@@ -39,13 +40,22 @@ class Answer:
     """One answer in the making, and the (job, sample) to which it is given: several where greedy plans are equal."""
 
     job: Job
-    generator: torch.Generator
     given: list[tuple[Job, int]]
     rows: list[Row] = field(default_factory=list)
+    generator: torch.Generator = field(init=False, repr=False)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     stop: str = ""
     seconds: float = 0.0
+
+    def begin(self, policy: Policy) -> list[Row]:
+        """Its rows; they and its random stream, its own in any company, are made when it is about to enter: large."""
+        if not self.rows:
+            (job, sample), *_ = self.given
+            seed = derive(job.plan.sampling.seed, job.request, str(job.first + sample))
+            self.generator = torch.Generator().manual_seed(seed)
+            self.rows = rows_of(policy, self)
+        return self.rows
 
     @property
     def limit(self) -> int:
@@ -108,9 +118,10 @@ def check_length(policy: Policy, request: str, prompt: int, new: int) -> None:
 def rows_of(policy: Policy, answer: Answer) -> list[Row]:
     """The rows of an answer, one per stream of its (simplified) plan."""
     plan = answer.job.plan
+    prompts = {stream.prompt: prompt_ids(policy, stream) for stream in plan.streams}
     rows = []
     for i, stream in enumerate(plan.streams):
-        ids = prompt_ids(policy, stream)
+        ids = prompts[stream.prompt]
         check_length(policy, answer.job.request, len(ids), answer.limit)
         rows.append(Row(answer, Source(ids, stream.deltas), stream.weight, stream.head, i == plan.candidates.stream))
     return rows
