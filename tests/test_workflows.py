@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from personalign import Experiment, compose
-from personalign.answering import answer
+from personalign import Experiment, answering, compose
 from personalign.boundary.none import NoBoundary
 from personalign.decoding.batch import Batch
 from personalign.decoding.decoder import Decoder
@@ -189,7 +188,7 @@ def test_ranks_share_the_requests(whole: tuple[Any, Any], tmp_path: Path) -> Non
     system.learned()
     (tmp_path / "run").mkdir()
     for rank in (1, 0):
-        answer(system, RunDir(tmp_path, "run", rank), system.requests(), rank, 2)
+        answering.answer(system, RunDir(tmp_path, "run", rank), system.requests(), rank, 2)
         lines = (tmp_path / "run" / f"samples-{rank}.jsonl").read_text().splitlines()
         assert {json.loads(line)["request"] for line in lines} == {r.id for r in system.requests()[rank::2]}
     found = {(row["request"], row["sample"]): row["tokens"] for row in RunDir(tmp_path, "run").responses()}

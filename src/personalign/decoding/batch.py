@@ -23,7 +23,8 @@ from personalign.policy.trunk import Trunk, trunk_of
 class Batch:
     """The rows of answers of one kind (see `rows.kind`), all filled up to the same column of one cache.
 
-    Answers leave when they are whole, and others may join. It leaves the policy's routing as it last needed it.
+    Answers leave some time after they are whole, until when their rows go on idly, and others may join. It leaves the
+    policy's routing as it last needed it.
     """
 
     def __init__(self, policy: Policy, answers: Sequence[Answer], depth: int | None = None) -> None:
@@ -42,8 +43,12 @@ class Batch:
         return self._note(self._step(hidden))
 
     def go_on(self) -> list[Answer]:
-        """One more token for every answer. Returns those that it ended; they are to `leave`."""
+        """One more token for every answer. Returns those that it ended."""
         return self._note(self._step(self._forward()))
+
+    def idle(self) -> float:
+        """The share of rows whose answers have ended."""
+        return sum(bool(row.answer.stop) for row in self.rows) / len(self.rows)
 
     def leave(self) -> None:
         """Take the rows of ended answers out of the batch, and the columns that only they needed."""
@@ -91,14 +96,15 @@ class Batch:
     def _arrange(self) -> None:
         """What stays the same until rows leave or join: routing, masks, weights, and who is read where."""
         device = self.policy.device
-        place = {answer: i for i, answer in enumerate(self.alive)}
+        self.seated = self.alive
+        place = {answer: i for i, answer in enumerate(self.seated)}
         self.policy.routing.by_row([row.source.deltas for row in self.rows])
         self.slices = self.policy.routing.slices
         self.trunk.arrange([row.reads for row in self.rows], device)
         self.owner = self._index(place[row.answer] for row in self.rows)
         self.weights = torch.tensor([row.weight for row in self.rows], device=device)
         reads = {place[row.answer]: i for i, row in enumerate(self.rows) if row.read}
-        self.reads = self._index(reads[i] for i in range(len(self.alive)))
+        self.reads = self._index(reads[i] for i in range(len(self.seated)))
         self.guides = self._index(i for i, row in enumerate(self.rows) if not row.read)
         heads = {row.head for row in self.rows if row.head is not None}
         self.heads = {h: [i for i, row in enumerate(self.rows) if row.head == h] for h in heads}
@@ -110,7 +116,7 @@ class Batch:
     def _forward(self) -> Tensor:
         """Feed each row its answer's newest token; last hidden states [rows, width]."""
         stop = self.cache.get_seq_length() + 1
-        newest = self._index(answer.tokens[-1] for answer in self.alive)
+        newest = self._index(answer.tokens[-1] for answer in self.seated)
         self.policy.routing.slices = self.slices
         with self.trunk.grown(self.policy):
             states = self.policy.hidden(
@@ -124,17 +130,17 @@ class Batch:
         return states[:, -1]
 
     def _step(self, hidden: Tensor) -> Tensor:
-        """hidden [rows, width] -> the next token of every answer [alive]."""
+        """hidden [rows, width] -> the next token of every answer [seated]."""
         for head, rows in self.heads.items():
             hidden[rows] = self.policy.heads[head](hidden[rows])
         scores, candidates = self._scores(hidden)
-        index = choose(scores, self.plan.sampling, [answer.generator for answer in self.alive])
+        index = choose(scores, self.plan.sampling, [answer.generator for answer in self.seated])
         logprobs = scores.log_softmax(dim=-1).gather(1, index[:, None])[:, 0]
         self.chosen_logprobs: list[float] = logprobs.tolist()
         return index if candidates is None else candidates.gather(1, index[:, None])[:, 0]
 
     def _scores(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Combined scores [alive, candidates], with the candidates' token ids or None for the whole vocabulary."""
+        """Combined scores [seated, candidates], with the candidates' token ids or None for the whole vocabulary."""
         rule = self.plan.candidates
         read = self.policy.logits(hidden[self.reads])
         speaking = len(self.alive[0].tokens) % self.plan.score_every == 0
@@ -159,12 +165,14 @@ class Batch:
 
     def _note(self, tokens: Tensor) -> list[Answer]:
         """Write the chosen tokens down; the answers that they ended are no longer alive, and returned."""
-        for answer, token, logprob in zip(self.alive, tokens.tolist(), self.chosen_logprobs, strict=True):
-            answer.tokens.append(token)
-            answer.logprobs.append(logprob)
-            ended = "length" if len(answer.tokens) == answer.limit else ""
-            answer.stop = "eos" if token in self.policy.stop_ids else ended
-        before, self.alive = self.alive, [answer for answer in self.alive if not answer.stop]
+        before = self.alive
+        for answer, token, logprob in zip(self.seated, tokens.tolist(), self.chosen_logprobs, strict=True):
+            if not answer.stop:
+                answer.tokens.append(token)
+                answer.logprobs.append(logprob)
+                ended = "length" if len(answer.tokens) == answer.limit else ""
+                answer.stop = "eos" if token in self.policy.stop_ids else ended
+        self.alive = [answer for answer in before if not answer.stop]
         return [answer for answer in before if answer.stop]
 
 

@@ -16,6 +16,8 @@ from personalign.policy.policy import Policy
 
 FREE = 4
 """Newcomers enter when this part of the budget is free: to prefill and join them costs as much as some steps."""
+IDLE = 8
+"""With a budget, rows of ended answers leave when they are this part of all: whenever some leave, all are copied."""
 
 
 class Flow:
@@ -74,7 +76,8 @@ class Flow:
 
     def _go_on(self) -> list[Answer]:
         assert self.batch is not None, "somebody is on their way"
-        self.batch.leave()
+        if self.budget is None or self.batch.idle() >= 1 / IDLE:
+            self.batch.leave()
         return self.batch.go_on()
 
     def _entering(self) -> list[Answer]:
