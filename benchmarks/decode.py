@@ -1,16 +1,19 @@
-"""The decoder beside transformers' generate, PAD beside one stream, and PAD beside a loop without a cache, as ratios.
+"""The decoder beside transformers' generate; PAD beside one stream and a loop without cache; continuous batching.
 
     personalign bench decode
     personalign bench decode -- --parts loop --repeats 3
+    personalign bench decode -- --parts batching --groups 8
 
-Answers are greedy. Beside generate they end where the model ends them, so that rows leave the batch at different
-times; elsewhere all have the full length, because the released code of PAD does not stop at an end of text either.
+All figures are ratios. Answers are greedy. Beside generate they end where the model ends them, so that rows leave the
+batch at different times; elsewhere all have the full length, because the released code of PAD does not stop at an end
+of text either, or for continuous batching a length that is drawn for each.
 The adapters add nothing (B = 0): every side answers the same up to rounding, and the time does not depend on it.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import statistics
 from argparse import Namespace
@@ -90,10 +93,18 @@ def plans(chats: list[Chat], features: int, new: int, scale: str = "full") -> li
     ]
 
 
-def ours(policy: Policy, made: list[Plan]) -> Answers:
-    """One group of the decoder, prefill included."""
+def ours(policy: Policy, made: list[Plan], size: int | None = None, budget: int | None = None) -> Answers:
+    """The decoder, prefill included: all plans as one group, in groups of `size`, or within a budget."""
     jobs = [Job(str(i), plan) for i, plan in enumerate(made)]
-    return [list(found.tokens) for found in Decoder(policy, len(jobs)).generate(jobs)]
+    return [list(found.tokens) for found in Decoder(policy, size or len(jobs), budget).generate(jobs)]
+
+
+def unequal(chats: list[Chat], lengths: tuple[int, int]) -> list[Plan]:
+    """One stream each, and limits between two lengths: as many from 16 to 32 as from 128 to 256."""
+    draw, (low, high) = random.Random(0), map(math.log, lengths)
+    limits = [*lengths, *(round(math.exp(draw.uniform(low, high))) for _ in chats[2:])]
+    draw.shuffle(limits)
+    return [plans([chat], 0, limit)[0] for chat, limit in zip(chats, limits, strict=True)]
 
 
 def theirs(model: Any, policy: Policy, chats: list[Chat], new: int) -> Answers:
@@ -189,9 +200,21 @@ def loop_part(asked: Namespace, guided: Policy) -> None:
                 compare(f"PAD K=1 of {new} tokens, no cache; batch {size}", first, second, asked.repeats)
 
 
+def batching_part(asked: Namespace, bare: Policy) -> None:
+    """Both sides within the same memory: a fixed group's, at the longest prompt and answer."""
+    chats = questions(asked.answers)
+    made = unequal(chats, tuple(asked.lengths))
+    widest = max(len(bare.encode(chat.messages)) for chat in chats) + max(asked.lengths)
+    for size in asked.groups:
+        first, second = partial(ours, bare, made, budget=size * widest), partial(ours, bare, made, size)
+        with endless(bare):
+            compare(f"continuous, fixed groups of {size}; {len(made)} answers", first, second, asked.repeats)
+
+
 def options() -> Namespace:
     made = bench.parser(__doc__ or "")
-    made.add_argument("--parts", nargs="+", choices=["generate", "pad", "loop"], default=["generate", "pad", "loop"])
+    parts = ["generate", "pad", "loop", "batching"]
+    made.add_argument("--parts", nargs="+", choices=parts, default=parts)
     made.add_argument("--new", type=int, default=128, help="tokens of an answer at most")
     made.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="64 at most")
     made.add_argument("--features", type=int, nargs="+", default=[1, 3, 6])
@@ -199,6 +222,9 @@ def options() -> Namespace:
     made.add_argument("--prompt", type=int, default=500, help="tokens of a prompt beside the loop")
     made.add_argument("--loop-new", type=int, default=8, help="tokens that the loop without a cache makes")
     made.add_argument("--loop-batches", type=int, nargs="+", default=[1, 8])
+    made.add_argument("--groups", type=int, nargs="+", default=[8, 32], help="sizes beside continuous batching")
+    made.add_argument("--answers", type=int, default=64, help="of unequal length there; 64 at most")
+    made.add_argument("--lengths", type=int, nargs=2, default=[16, 256], help="the shortest and the longest of them")
     return made.parse_args()
 
 
@@ -215,6 +241,8 @@ def main() -> None:
         pad_part(asked, bare, guided)
     if "loop" in asked.parts:
         loop_part(asked, guided)
+    if "batching" in asked.parts:
+        batching_part(asked, bare)
 
 
 if __name__ == "__main__":

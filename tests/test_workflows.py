@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from personalign import Experiment, compose
+from personalign import Experiment, answering, compose
 from personalign.boundary.none import NoBoundary
+from personalign.decoding.batch import Batch
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
 from personalign.runtime.rundir import RunDir
@@ -120,7 +121,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     return figures(record), rows(folder)
 
 
-def broken_off(folder: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, at: int) -> None:
+def broken_off(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, at: int, more: Sequence[str] = ()
+) -> None:
     """Run until a method is called for the `at`-th time, where the power fails."""
     calls = iter(range(at))
     genuine = getattr(owner, name)
@@ -133,14 +136,14 @@ def broken_off(folder: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, failing)
         with pytest.raises(KeyboardInterrupt):
-            Experiment(config(folder, *DRAWN)).run()
+            Experiment(config(folder, *DRAWN, *more)).run()
 
 
 @pytest.mark.parametrize("step", [1, 4])
 def test_interrupted_between_steps_and_run_again_gives_the_same(
     whole: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    broken_off(tmp_path, monkeypatch, Decoder, "answer", step)
+    broken_off(tmp_path, monkeypatch, Batch, "start", step)
     record = Experiment(config(tmp_path, *DRAWN)).run()
     assert (figures(record), rows(tmp_path)) == whole
 
@@ -152,6 +155,53 @@ def test_interrupted_while_answers_are_written_and_run_again_gives_the_same(
     broken_off(tmp_path, monkeypatch, RunDir, "append_response", row)
     record = Experiment(config(tmp_path, *DRAWN)).run()
     assert (figures(record), rows(tmp_path)) == whole
+
+
+@pytest.mark.parametrize("budget", [2000, 4000, 100_000])
+def test_rows_that_enter_as_others_leave_change_no_answer(whole: tuple[Any, Any], tmp_path: Path, budget: int) -> None:
+    record = Experiment(config(tmp_path, *DRAWN, *continuous(budget))).run()
+    assert (figures(record), nearly(rows(tmp_path))) == (whole[0], nearly(whole[1]))
+
+
+@pytest.mark.parametrize("row", [0, 12, 20])
+@pytest.mark.parametrize("again", ["continuous", "fixed"])
+def test_interrupted_among_rows_that_come_and_go_only_what_is_missing_is_made(
+    whole: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: int, again: str
+) -> None:
+    """Six answers to a request, kept together, while others are in flight; samples are drawn by seeds of their own."""
+    broken_off(tmp_path, monkeypatch, RunDir, "append_response", row, continuous(2000))
+    file = next(tmp_path.glob("*/config.yaml")).parent / "samples-0.jsonl"
+    written = file.read_text().splitlines() if row else []
+    assert sum(json.loads(line)["selected"] for line in written) == row // 6
+    record = Experiment(config(tmp_path, *DRAWN, *(continuous(2000) if again == "continuous" else ()))).run()
+    assert (figures(record), nearly(rows(tmp_path))) == (whole[0], nearly(whole[1]))
+    lines = file.read_text().splitlines()
+    assert lines[:row] == written and len(lines) == 8 * 6 + row % 6
+
+
+def test_ranks_share_the_requests(whole: tuple[Any, Any], tmp_path: Path) -> None:
+    system = System(config(tmp_path, *DRAWN, *continuous(2000)))
+    system.prepare()
+    system.learned()
+    (tmp_path / "run").mkdir()
+    for rank in (1, 0):
+        answering.answer(system, RunDir(tmp_path, "run", rank), system.requests(), rank, 2)
+        lines = (tmp_path / "run" / f"samples-{rank}.jsonl").read_text().splitlines()
+        assert {json.loads(line)["request"] for line in lines} == {r.id for r in system.requests()[rank::2]}
+    found = {(row["request"], row["sample"]): row["tokens"] for row in RunDir(tmp_path, "run").responses()}
+    assert found == {(name, row["sample"]): row["tokens"] for name, made in whole[1].items() for row in made}
+
+
+def continuous(budget: int) -> list[str]:
+    return ["decoding.grouping=continuous", f"decoding.token_budget={budget}"]
+
+
+def nearly(found: dict[str, list[dict[str, Any]]]) -> Any:
+    """The same tokens, and log-probabilities up to rounding."""
+    return {
+        name: [{**row, "logprobs": [round(logprob, 3) for logprob in row["logprobs"]]} for row in made]
+        for name, made in found.items()
+    }
 
 
 def test_the_boundary_meets_the_samples_answers_alone_and_may_refuse_them(

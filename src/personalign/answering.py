@@ -1,15 +1,16 @@
-"""From requests to answers: plans decoded group by group, each group kept as soon as it is whole."""
+"""From requests to answers: plans decoded in groups, each group kept as soon as it is whole."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, count
 from typing import Literal
 
 from personalign.decoding.decoder import Decoder
+from personalign.decoding.queue import Groups
 from personalign.decoding.rows import Job
-from personalign.runtime.progress import Bar, track
+from personalign.runtime.progress import track
 from personalign.runtime.rundir import RunDir
 from personalign.system import System, base_plan
 from personalign.types import Cost, Request, Response, Sampling, Score
@@ -33,8 +34,11 @@ def answer(system: System, run: RunDir, requests: Sequence[Request], rank: int =
     missing = [group for group in groups if not all(job.request in whole for job in group)]
     total, open_jobs = sum(map(len, groups)), sum(map(len, missing))
     with track("answering", total, "requests", done=total - open_jobs) as bar:
-        for group in missing:
-            _one_group(system, run, decoder, [(job, by_id[job.request]) for job in group], bar)
+        for lines in _followed(system, decoder, missing, by_id, refine=True):
+            _choose(system, run, [(by_id[name], of_request) for name, of_request in lines.items()])
+            costs = [r.cost for of_request in lines.values() for r in chain(*of_request)]
+            speed = sum(c.new_tokens for c in costs) / max(sum(c.seconds for c in costs), 1e-9)
+            bar.advance(len(lines), f"{speed:.0f} tokens/s")
 
 
 def offer(
@@ -48,34 +52,38 @@ def offer(
     decoder = system.decoder()
     lines: Lines = {}
     with track("asking", len(requests), "requests") as bar:
-        for group in decoder.groups(jobs):
-            lines |= _lines(system, decoder, [(job, by_id[job.request]) for job in group], refine=by == "plan")
-            bar.advance(len(group))
+        for some in _followed(system, decoder, decoder.groups(jobs), by_id, refine=by == "plan"):
+            lines |= some
+            bar.advance(len(some))
     finals = [(request, [system.generation.final(line) for line in lines[request.id]]) for request in requests]
-    cost = sum((response.cost for of_request in lines.values() for response in chain(*of_request)), Cost())
+    cost = sum((response.cost for request in requests for response in chain(*lines[request.id])), Cost())
     return [admitted for _, admitted in _admitted(system, finals)], cost
 
 
-def _one_group(system: System, run: RunDir, decoder: Decoder, group: Sequence[tuple[Job, Request]], bar: Bar) -> None:
-    """Decode a group, follow the workflow of its generation, and keep what came out."""
-    lines = _lines(system, decoder, group)
-    requests = [request for _, request in group]
-    _choose(system, run, [(request, lines[request.id]) for request in requests])
-    costs = [r.cost for of_request in lines.values() for r in chain(*of_request)]
-    speed = sum(c.new_tokens for c in costs) / max(sum(c.seconds for c in costs), 1e-9)
-    bar.advance(len(group), f"{speed:.0f} tokens/s")
+def _followed(
+    system: System, decoder: Decoder, groups: Groups, by_id: Mapping[str, Request], *, refine: bool
+) -> Iterator[Lines]:
+    """All samples of a group, when all are whole; to `refine` leads each to the end of its workflow.
 
-
-def _lines(system: System, decoder: Decoder, group: Sequence[tuple[Job, Request]], *, refine: bool = True) -> Lines:
-    """All samples of a group; to `refine` leads each to the end of its workflow."""
-    lines: Lines = {job.request: [] for job, _ in group}
-    for response in decoder.answer([job for job, _ in group]):
-        lines[response.request].append([response])
-    while refine and (steps := _steps(system, [request for _, request in group], lines)):
-        made = {(r.request, r.sample): r for r in decoder.generate([job for job, _ in steps])}
-        for job, line in steps:
-            line.append(made[job.request, job.first])
-    return lines
+    The samples of a group take their steps together.
+    """
+    queue = decoder.queue(groups)
+    names_of = {job.request: tuple(job.request for job in group) for group in groups for job in group}
+    lines: Lines = {job.request: [[] for _ in range(job.plan.sampling.n)] for group in groups for job in group}
+    line_of = {(name, sample): line for name, some in lines.items() for sample, line in enumerate(some)}
+    coming = {names: sum(len(lines[name]) for name in names) for names in names_of.values()}
+    for response in queue:
+        line_of.pop((response.request, response.sample)).append(response)
+        names = names_of[response.request]
+        coming[names] -= 1
+        if coming[names]:
+            continue
+        steps = _steps(system, [by_id[name] for name in names], lines) if refine else []
+        line_of |= {(job.request, job.first): line for job, line in steps}
+        coming[names] = len(steps)
+        queue.add(decoder.groups([job for job, _ in steps]))
+        if not steps:
+            yield {name: lines.pop(name) for name in names}
 
 
 def _steps(system: System, requests: Sequence[Request], lines: Lines) -> list[tuple[Job, list[Response]]]:

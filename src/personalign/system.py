@@ -208,7 +208,10 @@ class System:
         return [texts[r.id] for r in requests]
 
     def decoder(self) -> Decoder:
-        return Decoder(self.policy, self.cfg.decoding.batch_size)
+        decoding = self.cfg.decoding
+        return Decoder(
+            self.policy, decoding.batch_size, decoding.token_budget if decoding.grouping == "continuous" else None
+        )
 
     def requests(self) -> list[Request]:
         """The held-out requests, at most `requests.limit` of each user."""

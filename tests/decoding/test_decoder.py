@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from personalign.contracts import UserError
-from personalign.decoding import batch
+from personalign.decoding import prefill
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job, Source, parts
 from personalign.policy.lora import LoRAConfig, parameters
@@ -96,7 +96,7 @@ def test_a_prefill_in_parts_of_any_size_gives_the_same(
         )
         for i, text in enumerate(TEXTS)
     ]
-    monkeypatch.setattr(batch, "PREFILL_TOKENS", tokens)
+    monkeypatch.setattr(prefill, "PREFILL_TOKENS", tokens)
     assert decode(guided, plans) == [naive(guided, plan) for plan in plans]
 
 

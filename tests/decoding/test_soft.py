@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from personalign.contracts import UserError
-from personalign.decoding import batch
+from personalign.decoding import prefill
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
 from personalign.decoding.scoring import Reading, score_readings
@@ -94,7 +94,7 @@ def test_answers_are_those_behind_the_tokens(guided: Policy, kind: str, size: in
 
 @pytest.mark.parametrize("tokens", [1, 60])
 def test_a_prefill_in_parts_gives_the_same(guided: Policy, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "PREFILL_TOKENS", tokens)
+    monkeypatch.setattr(prefill, "PREFILL_TOKENS", tokens)
     found, expected = (answers(guided, plans("several", soft), 7) for soft in (True, False))
     assert [tokens for tokens, *_ in found] == [tokens for tokens, *_ in expected]
 

@@ -52,9 +52,11 @@ class SamplingValues(_Strict):
 
 
 class DecodingValues(_Strict):
-    """How requests are grouped; no result depends on it."""
+    """How requests are grouped; no result depends on it, up to rounding."""
 
+    grouping: Literal["fixed", "continuous"]
     batch_size: PositiveInt
+    token_budget: PositiveInt
 
 
 class AskingValues(_Strict):

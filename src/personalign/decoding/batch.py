@@ -1,138 +1,149 @@
-"""One group of answers, token by token: the only place of the framework that loops over tokens.
+"""The answers in flight, token by token: the only place of the framework that loops over tokens.
 
-score(t) = sum_j c_j log p_j(t | prompt_j, prefix) on a candidate set. All streams of all answers of a group are
-rows of one forward pass. A log-probability's normaliser is the same for every token, so scores are combined from
-logits; and streams that are only read on the k candidates never compute the other logits.
+score(t) = sum_j c_j log p_j(t | prompt_j, prefix) on a candidate set. All streams of all answers are rows of one
+forward pass. A log-probability's normaliser is the same for every token, so scores are combined from logits; and
+streams that are only read on the k candidates never compute the other logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from personalign.decoding import rows as layout
-from personalign.decoding.cache import RowCache
-from personalign.decoding.rows import Answer, Row, Source
+from personalign.decoding.prefill import prefill
+from personalign.decoding.rows import Answer, Row
 from personalign.decoding.sampling import allowed, choose
 from personalign.policy.policy import Policy
-from personalign.policy.trunk import trunk_of
-
-PREFILL_TOKENS = 2048
-"""Padded tokens in one prefill forward: bounds its memory, and few enough that prompts of like length are together."""
+from personalign.policy.trunk import Trunk, trunk_of
 
 
 class Batch:
-    """The rows in flight of one group of answers of one kind (candidates, sampling, interval)."""
+    """The rows of answers of one kind (see `rows.kind`), all filled up to the same column of one cache.
 
-    def __init__(self, policy: Policy, answers: list[Answer]) -> None:
+    Answers leave some time after they are whole, until when their rows go on idly, and others may join. It leaves the
+    policy's routing as it last needed it.
+    """
+
+    def __init__(self, policy: Policy, answers: Sequence[Answer], depth: int | None = None) -> None:
+        """`depth` is the trunk's; without it the trunk is as deep as the rows allow."""
         self.policy = policy
-        self.answers = answers
+        self.alive = list(answers)
         self.plan = answers[0].job.plan
-        self.rows: list[Row] = layout.ordered(
-            [row for i, answer in enumerate(answers) for row in layout.rows_of(policy, i, answer.job)]
-        )
-        self.alive = list(range(len(answers)))
-        self.trunk = trunk_of(policy, [(_read(row), row.source.deltas) for row in self.rows])
+        rows = _rows(answers)
+        self.rows = [rows[i] for i in layout.order(rows)]
+        self.trunk = Trunk(_depth(policy, rows) if depth is None else depth)
 
-    def run(self) -> list[Answer]:
-        """Prefill, then token by token until every answer has ended."""
-        with self.trunk.grown(self.policy):
-            hidden = self._prefill()
-            while True:
-                tokens = self._step(hidden)
-                self._note(tokens)
-                if not self.alive:
-                    return self.answers
-                self._leave()
-                hidden = self._forward()
-
-    def _prefill(self) -> Tensor:
-        """Feed every distinct source once, then spread cache and last hidden states over the rows."""
-        parts = layout.parts(list(dict.fromkeys(row.source for row in self.rows)), PREFILL_TOKENS)
-        sources = {source: i for i, source in enumerate(source for part in parts for source in part)}
-        texts = {ids: i for i, ids in enumerate(dict.fromkeys(source.ids for source in sources))}
-        width = max(map(len, texts))
-        layers = self.policy.model.config.get_text_config().num_hidden_layers
-        capacity = width + self.plan.sampling.max_new_tokens
-        self.cache = RowCache(layers, len(sources), capacity, self.trunk.depth, len(texts))
-        states = torch.cat([self._prefill_part(part, sources[part[0]], texts[part[0].ids], width) for part in parts])
-        rows = self._index(sources[row.source] for row in self.rows)
-        self.cache.select(rows, self._index(texts[ids] for _, ids in dict.fromkeys(map(_read, self.rows))), 0)
-        self.offsets = torch.tensor([width - len(row.source.ids) for row in self.rows])
+    def start(self) -> list[Answer]:
+        """Prefill, and the first token of every answer. Returns those that it ended."""
+        self.cache, hidden = prefill(self.policy, self.rows, self.trunk, self._room())
         self._arrange()
-        return states[rows]
+        return self._note(self._step(hidden))
 
-    def _prefill_part(self, sources: list[Source], row: int, text: int, width: int) -> Tensor:
-        """Fill the cache's rows from `row`, its trunk's from `text` on, to column `width`; last hidden [sources, .]."""
-        ids, offsets = layout.padded(sources, self.policy.pad_id)
-        longest, device = ids.shape[1], self.policy.device
-        texts = {source.ids for source in sources}
-        self.cache.window(slice(row, row + len(sources)), slice(text, text + len(texts)), width - longest)
-        self.policy.routing.by_row([source.deltas for source in sources])
-        self.trunk.arrange([source.ids for source in sources], device)
-        padded = bool((offsets > 0).any())
-        states = self.policy.hidden(
-            **self.policy.inputs(ids),
-            attention_mask=layout.prefill_mask(offsets, longest).to(device) if padded else None,
-            position_ids=(torch.arange(longest)[None] - offsets[:, None]).clamp(min=0).to(device),
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return states[:, -1]
+    def go_on(self) -> list[Answer]:
+        """One more token for every answer. Returns those that it ended."""
+        return self._note(self._step(self._forward()))
+
+    def idle(self) -> float:
+        """The share of rows whose answers have ended."""
+        return sum(bool(row.answer.stop) for row in self.rows) / len(self.rows)
+
+    def leave(self) -> None:
+        """Take the rows of ended answers out of the batch, and the columns that only they needed."""
+        keep = [i for i, row in enumerate(self.rows) if not row.answer.stop]
+        if len(keep) == len(self.rows):
+            return
+        trunk = self._index(i for i, (answer, _) in enumerate(self._texts()) if not answer.stop)
+        self.rows = [self.rows[i] for i in keep]
+        start = self.cache.get_seq_length() - max(row.used for row in self.rows)
+        self.cache.select(self._index(keep), trunk, start, self._room())
+        self._arrange()
+
+    def join(self, answers: Sequence[Answer]) -> list[Answer]:
+        """Prefill answers in a cache of their own, and take them in with their first token. Returns those that it
+        ended. Only where nobody has still to `leave`."""
+        depth = min(self.trunk.depth, _depth(self.policy, [*self.rows, *_rows(answers)]))
+        entering = Batch(self.policy, answers, depth)
+        ended = entering.start()
+        if entering.alive:
+            entering.leave()
+            self._take_in(entering)
+        return ended
+
+    def _take_in(self, other: Batch) -> None:
+        rows, texts = [*self.rows, *other.rows], [*self._texts(), *other._texts()]
+        order = layout.order(rows)
+        self.rows, self.alive = [rows[i] for i in order], self.alive + other.alive
+        self.cache.cut(other.trunk.depth, self.trunk.of)
+        self.trunk = other.trunk
+        place = {text: i for i, text in enumerate(texts)}
+        trunk = self._index(place[text] for text in self._texts())
+        self.cache.join(other.cache, self._index(order), trunk, self._room())
+        self._arrange()
+
+    def _texts(self) -> list[tuple[Answer, tuple[int, ...]]]:
+        """What is read, each once: the rows of the trunk."""
+        return list(dict.fromkeys(row.reads for row in self.rows))
+
+    def _room(self) -> int:
+        return max(answer.room for answer in self.alive)
 
     def _index(self, numbers: Iterable[int]) -> Tensor:
         return torch.tensor(list(numbers), dtype=torch.long, device=self.policy.device)
 
     def _arrange(self) -> None:
-        """What stays the same until rows leave: routing, masks, weights, and who is read where."""
+        """What stays the same until rows leave or join: routing, masks, weights, and who is read where."""
         device = self.policy.device
-        place = {answer: i for i, answer in enumerate(self.alive)}
+        self.seated = self.alive
+        place = {answer: i for i, answer in enumerate(self.seated)}
         self.policy.routing.by_row([row.source.deltas for row in self.rows])
-        self.trunk.arrange(list(map(_read, self.rows)), device)
+        self.slices = self.policy.routing.slices
+        self.trunk.arrange([row.reads for row in self.rows], device)
         self.owner = self._index(place[row.answer] for row in self.rows)
         self.weights = torch.tensor([row.weight for row in self.rows], device=device)
         reads = {place[row.answer]: i for i, row in enumerate(self.rows) if row.read}
-        self.reads = self._index(reads[i] for i in range(len(self.alive)))
+        self.reads = self._index(reads[i] for i in range(len(self.seated)))
         self.guides = self._index(i for i, row in enumerate(self.rows) if not row.read)
         heads = {row.head for row in self.rows if row.head is not None}
         self.heads = {h: [i for i, row in enumerate(self.rows) if row.head == h] for h in heads}
-        mask = layout.step_mask(self.offsets, self.cache.capacity, self.policy.dtype)
+        used = torch.tensor([row.used for row in self.rows])
+        mask = layout.step_mask(self.cache.get_seq_length() - used, self.cache.capacity, self.policy.dtype)
         self.mask = mask.to(device) if mask is not None else None
-        self.positions = (self.cache.get_seq_length() - self.offsets).to(device)
-        self.last = torch.zeros(len(self.rows), dtype=torch.long, device=device)
+        self.positions = used.to(device)
 
     def _forward(self) -> Tensor:
         """Feed each row its answer's newest token; last hidden states [rows, width]."""
         stop = self.cache.get_seq_length() + 1
-        newest = torch.tensor([self.answers[a].tokens[-1] for a in self.alive], device=self.policy.device)
-        states = self.policy.hidden(
-            input_ids=newest[self.owner][:, None],
-            attention_mask=None if self.mask is None else self.mask[..., :stop],
-            position_ids=self.positions[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-        )
+        newest = self._index(answer.tokens[-1] for answer in self.seated)
+        self.policy.routing.slices = self.slices
+        with self.trunk.grown(self.policy):
+            states = self.policy.hidden(
+                input_ids=newest[self.owner][:, None],
+                attention_mask=None if self.mask is None else self.mask[..., :stop],
+                position_ids=self.positions[:, None],
+                past_key_values=self.cache,
+                use_cache=True,
+            )
         self.positions += 1
         return states[:, -1]
 
     def _step(self, hidden: Tensor) -> Tensor:
-        """hidden [rows, width] -> the next token of every answer [alive]."""
+        """hidden [rows, width] -> the next token of every answer [seated]."""
         for head, rows in self.heads.items():
             hidden[rows] = self.policy.heads[head](hidden[rows])
         scores, candidates = self._scores(hidden)
-        generators = [self.answers[a].generator for a in self.alive]
-        index = choose(scores, self.plan.sampling, generators)
+        index = choose(scores, self.plan.sampling, [answer.generator for answer in self.seated])
         logprobs = scores.log_softmax(dim=-1).gather(1, index[:, None])[:, 0]
         self.chosen_logprobs: list[float] = logprobs.tolist()
         return index if candidates is None else candidates.gather(1, index[:, None])[:, 0]
 
     def _scores(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Combined scores [alive, candidates], with the candidates' token ids or None for the whole vocabulary."""
+        """Combined scores [seated, candidates], with the candidates' token ids or None for the whole vocabulary."""
         rule = self.plan.candidates
         read = self.policy.logits(hidden[self.reads])
-        speaking = len(self.answers[self.alive[0]].tokens) % self.plan.score_every == 0
+        speaking = len(self.alive[0].tokens) % self.plan.score_every == 0
         if rule.rule == "top_k":
             best, candidates = read.topk(min(rule.k, read.shape[-1]), dim=-1)
             if not speaking:
@@ -152,32 +163,22 @@ class Batch:
         owners = self.owner[self.guides]
         return self.policy.logits_at(hidden[self.guides], candidates[owners]) * self.weights[self.guides, None]
 
-    def _note(self, tokens: Tensor) -> None:
-        """Write the chosen tokens down and see who has ended."""
-        limit = self.plan.sampling.max_new_tokens
-        for a, token, logprob in zip(self.alive, tokens.tolist(), self.chosen_logprobs, strict=True):
-            answer = self.answers[a]
-            answer.tokens.append(token)
-            answer.logprobs.append(logprob)
-            ended = "length" if len(answer.tokens) == limit else ""
-            answer.stop = "eos" if token in self.policy.stop_ids else ended
-        self.alive = [a for a in self.alive if not self.answers[a].stop]
-
-    def _leave(self) -> None:
-        """Take the rows of ended answers out of the batch, and the columns that only they needed."""
-        keep = [i for i, row in enumerate(self.rows) if not self.answers[row.answer].stop]
-        if len(keep) == len(self.rows):
-            return
-        read = dict.fromkeys(map(_read, self.rows))
-        trunk = self._index(i for i, (answer, _) in enumerate(read) if not self.answers[answer].stop)
-        self.rows = [self.rows[i] for i in keep]
-        self.offsets = self.offsets[keep]
-        start = int(self.offsets.min())
-        self.offsets = self.offsets - start
-        self.cache.select(self._index(keep), trunk, start)
-        self._arrange()
+    def _note(self, tokens: Tensor) -> list[Answer]:
+        """Write the chosen tokens down; the answers that they ended are no longer alive, and returned."""
+        before = self.alive
+        for answer, token, logprob in zip(self.seated, tokens.tolist(), self.chosen_logprobs, strict=True):
+            if not answer.stop:
+                answer.tokens.append(token)
+                answer.logprobs.append(logprob)
+                ended = "length" if len(answer.tokens) == answer.limit else ""
+                answer.stop = "eos" if token in self.policy.stop_ids else ended
+        self.alive = [answer for answer in before if not answer.stop]
+        return [answer for answer in before if answer.stop]
 
 
-def _read(row: Row) -> tuple[int, tuple[int, ...]]:
-    """What a row reads: rows of one answer with one prompt read the same tokens."""
-    return row.answer, row.source.ids
+def _rows(answers: Sequence[Answer]) -> list[Row]:
+    return [row for answer in answers for row in answer.rows]
+
+
+def _depth(policy: Policy, rows: Sequence[Row]) -> int:
+    return trunk_of(policy, [(row.reads, row.source.deltas) for row in rows]).depth

@@ -42,14 +42,31 @@ class RowLayer(CacheLayerMixin):
         self.length = stop
         return keys[self.window, :, self.start : stop], values[self.window, :, self.start : stop]
 
-    def select(self, index: Tensor, start: int) -> None:
-        """Keep the rows of `index` (repeats allowed) and the columns from `start` on."""
+    def select(self, index: Tensor, start: int, room: int) -> None:
+        """Keep the rows of `index` (repeats allowed) and the columns from `start` on, with `room` for further ones."""
         kept = self.length - start
         for i, old in enumerate(self.buffers):
-            new = old.new_empty((len(index), old.shape[1], self.capacity - start, old.shape[3]))
+            new = old.new_empty((len(index), old.shape[1], kept + room, old.shape[3]))
             torch.index_select(old[:, :, start : self.length], 0, index, out=new[:, :, :kept])
             self.buffers[i] = new
-        self.rows, self.capacity, self.length = len(index), self.capacity - start, kept
+        self._resized(len(index), kept, room)
+
+    def join(self, other: RowLayer, index: Tensor, room: int) -> None:
+        """Put the rows of another layer, which loses them, behind these, so that all end at the same column, and bring
+        them in the order of `index`. What is left of the shorter ones is zero: hidden by a mask later on."""
+        length = max(self.length, other.length)
+        mine = index < self.rows
+        parts = [(mine, index[mine], self), (~mine, index[~mine] - self.rows, other)]
+        for i, old in enumerate(self.buffers):
+            new = old.new_zeros((len(index), old.shape[1], length + room, old.shape[3]))
+            for places, rows, layer in parts:
+                new[places, :, length - layer.length : length] = layer.buffers[i][rows, :, : layer.length]
+            self.buffers[i] = new
+        other.buffers = []
+        self._resized(len(index), length, room)
+
+    def _resized(self, rows: int, length: int, room: int) -> None:
+        self.rows, self.capacity, self.length = rows, length + room, length
         self.whole()
 
     def whole(self) -> None:
@@ -81,15 +98,35 @@ class RowCache(Cache):
     def capacity(self) -> int:
         return self.crown[0].capacity
 
+    @property
+    def cells(self) -> int:
+        """Tokens that the largest layer has memory for: rows x columns."""
+        return max(layer.rows * layer.capacity for layer in (*self.trunk, *self.crown))
+
     def window(self, rows: slice, trunk_rows: slice, column: int) -> None:
         """The next forward fills these rows from `column` on."""
         for layers, window in ((self.trunk, trunk_rows), (self.crown, rows)):
             for layer in layers:
                 layer.window, layer.start, layer.length = window, column, column
 
-    def select(self, rows: Tensor, trunk_rows: Tensor, start: int) -> None:
-        """Keep these rows (repeats allowed) and the columns from `start` on."""
+    def select(self, rows: Tensor, trunk_rows: Tensor, start: int, room: int) -> None:
+        """Keep these rows (repeats allowed) and the columns from `start` on, with `room` for further ones."""
         for layers, index in ((self.trunk, trunk_rows), (self.crown, rows)):
             same = start == 0 and bool(layers) and index.tolist() == list(range(layers[0].rows))
             for layer in layers:
-                layer.whole() if same else layer.select(index, start)
+                layer.whole() if same else layer.select(index, start, room)
+
+    def cut(self, depth: int, of: Tensor) -> None:
+        """Let the trunk end at `depth`: above, row i goes on from the trunk's row `of`[i]."""
+        for layer in self.trunk[depth:]:
+            layer.select(of, 0, layer.capacity - layer.length)
+        self.trunk, self.crown = self.trunk[:depth], self.trunk[depth:] + self.crown
+
+    def join(self, other: RowCache, rows: Tensor, trunk_rows: Tensor, room: int) -> None:
+        """Put another cache's rows, with a trunk of the same depth, behind these; then all come in the given order."""
+        for mine, theirs, index in (
+            (self.trunk, other.trunk, trunk_rows),
+            (self.crown, other.crown, rows),
+        ):
+            for layer, joining in zip(mine, theirs, strict=True):
+                layer.join(joining, index, room)

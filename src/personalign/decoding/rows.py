@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from personalign.contracts import UserError
 from personalign.policy.policy import Policy
+from personalign.runtime.seeds import derive
 from personalign.types import Chat, Deltas, Plan, Segment, Soft, Stream
 
 
@@ -34,28 +35,62 @@ class Source:
     deltas: Deltas
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Answer:
-    """One answer in the making."""
+    """One answer in the making, and the (job, sample) to which it is given: several where greedy plans are equal."""
 
     job: Job
-    sample: int
-    generator: torch.Generator
-    longest_prompt: int
+    given: list[tuple[Job, int]]
+    rows: list[Row] = field(default_factory=list)
+    generator: torch.Generator = field(init=False, repr=False)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     stop: str = ""
+    seconds: float = 0.0
+
+    def begin(self, policy: Policy) -> list[Row]:
+        """Its rows; they and its random stream, its own in any company, are made when it is about to enter: large."""
+        if not self.rows:
+            (job, sample), *_ = self.given
+            seed = derive(job.plan.sampling.seed, job.request, str(job.first + sample))
+            self.generator = torch.Generator().manual_seed(seed)
+            self.rows = rows_of(policy, self)
+        return self.rows
+
+    @property
+    def limit(self) -> int:
+        return self.job.plan.sampling.max_new_tokens
+
+    @property
+    def fed(self) -> int:
+        """Of its tokens those that its rows have read: all but the newest."""
+        return max(0, len(self.tokens) - 1)
+
+    @property
+    def room(self) -> int:
+        """Columns of the cache that are kept for what its rows may come to read."""
+        return self.limit - self.fed
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One stream of one answer, with its weight in the score."""
 
-    answer: int
+    answer: Answer
     source: Source
     weight: float
     head: str | None
     read: bool
+
+    @property
+    def reads(self) -> tuple[Answer, tuple[int, ...]]:
+        """What it reads: rows of one answer with one prompt read the same tokens."""
+        return self.answer, self.source.ids
+
+    @property
+    def used(self) -> int:
+        """Columns of the cache that it fills so far."""
+        return len(self.source.ids) + self.answer.fed
 
 
 def prompt_ids(policy: Policy, stream: Stream) -> tuple[int, ...]:
@@ -80,20 +115,36 @@ def check_length(policy: Policy, request: str, prompt: int, new: int) -> None:
         )
 
 
-def rows_of(policy: Policy, number: int, job: Job) -> list[Row]:
-    """The rows of answer `number`, one per stream of its (simplified) plan."""
-    plan = job.plan
+def rows_of(policy: Policy, answer: Answer) -> list[Row]:
+    """The rows of an answer, one per stream of its (simplified) plan."""
+    plan = answer.job.plan
+    prompts = {stream.prompt: prompt_ids(policy, stream) for stream in plan.streams}
     rows = []
     for i, stream in enumerate(plan.streams):
-        ids = prompt_ids(policy, stream)
-        check_length(policy, job.request, len(ids), plan.sampling.max_new_tokens)
-        rows.append(Row(number, Source(ids, stream.deltas), stream.weight, stream.head, i == plan.candidates.stream))
+        ids = prompts[stream.prompt]
+        check_length(policy, answer.job.request, len(ids), answer.limit)
+        rows.append(Row(answer, Source(ids, stream.deltas), stream.weight, stream.head, i == plan.candidates.stream))
     return rows
 
 
-def ordered(rows: Sequence[Row]) -> list[Row]:
-    """Base rows first, then adapter by adapter, so that each adapter's rows are one slice."""
-    return sorted(rows, key=lambda row: (bool(row.source.deltas), row.source.deltas))
+def cells(rows: Sequence[Row]) -> int:
+    """Tokens of cache that these rows side by side can come to take: as wide as the widest, and all its room."""
+    return len(rows) * (max(row.used for row in rows) + max(row.answer.room for row in rows))
+
+
+def kind(plan: Plan) -> object:
+    """What plans that are decoded side by side agree in: all but streams, seeds, lengths and numbers of answers."""
+    sampling = replace(plan.sampling, seed=0, n=1, max_new_tokens=1)
+    return replace(plan, streams=(), candidates=replace(plan.candidates, stream=0), sampling=sampling)
+
+
+def order(rows: Sequence[Row]) -> list[int]:
+    """The numbers of base rows first, then adapter by adapter, so that each adapter's rows are one slice."""
+    return sorted(range(len(rows)), key=lambda i: _by_adapter(rows[i].source))
+
+
+def _by_adapter(source: Source) -> tuple[bool, Deltas]:
+    return bool(source.deltas), source.deltas
 
 
 def parts(sources: Sequence[Source], tokens: int) -> list[list[Source]]:
@@ -110,7 +161,7 @@ def parts(sources: Sequence[Source], tokens: int) -> list[list[Source]]:
             found[-1] += alike
         else:
             found.append(list(alike))
-    return [sorted(part, key=lambda source: (bool(source.deltas), source.deltas)) for part in found]
+    return [sorted(part, key=_by_adapter) for part in found]
 
 
 def padded(sources: Sequence[Source], pad: int) -> tuple[Tensor, Tensor]:

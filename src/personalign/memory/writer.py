@@ -72,7 +72,7 @@ class Writer:
         missing = [group for group in groups if any(found[job.request] is None for job in group)]
         with track("writing profiles", sum(map(len, missing)), "profiles") as bar:
             for group in missing:
-                for response in decoder.answer(group):
+                for response in decoder.generate(group):
                     name = response.request
                     found[name] = self._keep(named[name], response, files[name])
                 bar.advance(len(group))
