@@ -2,18 +2,22 @@
 
 score(t) = sum_j c_j log p_j(t | prompt_j, prefix) on a candidate set. All streams of all answers of a group are
 rows of one forward pass. A log-probability's normaliser is the same for every token, so scores are combined from
-logits; and streams that are only read on the k candidates never compute the other logits.
+logits; and streams that are only read on the k candidates never compute the other logits. Plans that are not
+log-linear are combined by `divergence`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from personalign.decoding import rows as layout
+from personalign.decoding.blame import blamed
 from personalign.decoding.cache import RowCache
+from personalign.decoding.divergence import optimum
 from personalign.decoding.rows import Answer, Row, Source
 from personalign.decoding.sampling import allowed, choose
 from personalign.policy.policy import Policy
@@ -24,7 +28,7 @@ PREFILL_TOKENS = 2048
 
 
 class Batch:
-    """The rows in flight of one group of answers of one kind (candidates, sampling, interval)."""
+    """The rows in flight of one group of answers of one kind (candidates, sampling, interval, combination)."""
 
     def __init__(self, policy: Policy, answers: list[Answer]) -> None:
         self.policy = policy
@@ -37,16 +41,27 @@ class Batch:
         self.trunk = trunk_of(policy, [(_read(row), row.source.deltas) for row in self.rows])
 
     def run(self) -> list[Answer]:
-        """Prefill, then token by token until every answer has ended."""
+        """All answers. Raises UserError, with what is to blame, where a score is not a number."""
         with self.trunk.grown(self.policy):
-            hidden = self._prefill()
-            while True:
-                tokens = self._step(hidden)
-                self._note(tokens)
-                if not self.alive:
-                    return self.answers
-                self._leave()
-                hidden = self._forward()
+            broken = self._decode()
+        if broken is not None:
+            adapters = dict.fromkeys(name for row in self.rows for name, _ in row.source.deltas)
+            raise blamed(self.policy, broken.job, broken.tokens, list(adapters))
+        return self.answers
+
+    def _decode(self) -> Answer | None:
+        """Prefill, then token by token until every answer has ended, or one's score is not a number: that one."""
+        hidden = self._prefill()
+        while True:
+            tokens = self._step(hidden)
+            scored = zip(self.alive, self.chosen_logprobs, strict=True)
+            if broken := [self.answers[a] for a, logprob in scored if not math.isfinite(logprob)]:
+                return broken[0]
+            self._note(tokens)
+            if not self.alive:
+                return None
+            self._leave()
+            hidden = self._forward()
 
     def _prefill(self) -> Tensor:
         """Feed every distinct source once, then spread cache and last hidden states over the rows."""
@@ -133,6 +148,8 @@ class Batch:
         rule = self.plan.candidates
         read = self.policy.logits(hidden[self.reads])
         speaking = len(self.answers[self.alive[0]].tokens) % self.plan.score_every == 0
+        if speaking and self.plan.combine != "log_linear":
+            return self._divergent(hidden, read)
         if rule.rule == "top_k":
             best, candidates = read.topk(min(rule.k, read.shape[-1]), dim=-1)
             if not speaking:
@@ -146,6 +163,20 @@ class Batch:
         if rule.rule == "plausible":
             scores = scores.masked_fill(~allowed(read, rule), float("-inf"))
         return scores, None
+
+    def _divergent(self, hidden: Tensor, read: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`_scores` of a plan that is not log-linear, from the candidates' stream's logits `read`."""
+        rule, owners = self.plan.candidates, self.owner[self.guides]
+        candidates: Tensor | None = None
+        if rule.rule == "top_k":
+            read, candidates = read.topk(min(rule.k, read.shape[-1]), dim=-1)
+        elif rule.rule == "plausible":
+            read = read.masked_fill(~allowed(read, rule), float("-inf"))
+        if not len(self.guides):
+            return read, candidates
+        states = hidden[self.guides]
+        guided = self.policy.logits(states) if candidates is None else self.policy.logits_at(states, candidates[owners])
+        return optimum(self.plan.combine, read, guided, owners, self.weights[self.guides]), candidates
 
     def _guided(self, hidden: Tensor, candidates: Tensor) -> Tensor:
         """Weighted logits of the guide rows on their answers' candidates [guides, k]."""

@@ -32,14 +32,15 @@ class Decoder:
         self.batch_size = batch_size
 
     def groups(self, jobs: Sequence[Job]) -> list[list[Job]]:
-        """Jobs of one kind (candidates, sampling, interval) together, in their order, `batch_size` answers each.
+        """Jobs of one kind (candidates, sampling, interval, combination) together, in their order, `batch_size`
+        answers each.
 
         Jobs with an equal greedy plan are one answer: they share a group and are decoded once.
         """
         kinds: dict[object, dict[object, list[Job]]] = {}
         for job in jobs:
             plan = job.plan.simplified()
-            kind = (replace(plan.candidates, stream=0), replace(plan.sampling, seed=0), plan.score_every)
+            kind = (replace(plan.candidates, stream=0), replace(plan.sampling, seed=0), plan.score_every, plan.combine)
             same = plan if plan.sampling.temperature == 0.0 else (job.request, job.first)
             kinds.setdefault(kind, {}).setdefault(same, []).append(replace(job, plan=plan))
         return [group for alike in kinds.values() for group in self._split(list(alike.values()))]
