@@ -59,7 +59,7 @@ def _root(mass: Tensor, pole: Tensor, start: Tensor) -> Tensor:
     for _ in range(100):
         parts = mass / (pole + z)
         total = parts.sum(-1, keepdim=True)
+        z = z + total * (total - 1.0) / (parts / (pole + z)).sum(-1, keepdim=True)
         if not bool(((total - 1.0).abs() > TOLERANCE).any()):
             break
-        z = z + total * (total - 1.0) / (parts / (pole + z)).sum(-1, keepdim=True)
     return z
