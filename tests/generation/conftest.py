@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from omegaconf import OmegaConf
@@ -41,11 +42,16 @@ def spec() -> PolicySpec:
     )
 
 
-def shipped(choice: str, **changes: Any) -> Any:
-    """The part of conf/generation/<choice>.yaml, with some values changed."""
+@cache
+def values(choice: str) -> dict[str, Any]:
     prompts = OmegaConf.load(CONF / "config.yaml").prompts
     node = OmegaConf.create({"prompts": prompts, "part": OmegaConf.load(CONF / f"generation/{choice}.yaml")})
-    return build(OmegaConf.merge(node, {"part": changes}).part)
+    return cast(dict[str, Any], OmegaConf.to_container(node.part, resolve=True))
+
+
+def shipped(choice: str, **changes: Any) -> Any:
+    """The part of conf/generation/<choice>.yaml, with some values changed."""
+    return build({**values(choice), **changes})
 
 
 @pytest.fixture(scope="session")
