@@ -13,6 +13,7 @@ EventKind = Literal["text", "choice", "rating", "statement", "stance", "attribut
 Role = Literal["system", "user", "assistant"]
 Split = Literal["train", "validation", "test"]
 StopReason = Literal["eos", "length", "refused"]
+Combine = Literal["log_linear", "forward_kl", "jensen_shannon"]
 Deltas = tuple[tuple[str, float], ...]
 
 EVENT_KINDS: tuple[str, ...] = get_args(EventKind)
@@ -226,6 +227,9 @@ class Sampling:
 class Plan:
     """How one answer is made: score(t) = sum_j c_j log p_j(t | prompt_j, prefix) on a candidate set.
 
+    That is `combine` log_linear. The others are an f-divergence, whose reference p_0 is the candidates' stream:
+    score(t) = log p(t) with p = p_0 (f')^-1(sum_j c_j f'(p_j / p_0) - Z), all p_j being those on the candidates and Z
+    such that p sums to 1 (MOD, arXiv 2406.18853). The weight of p_0 itself then changes nothing.
     `score_every` = m > 1 lets all streams speak at every m-th token only; between, the candidates' stream
     speaks alone (a cheaper PAD).
     """
@@ -234,6 +238,7 @@ class Plan:
     candidates: Candidates = Candidates()
     sampling: Sampling = Sampling()
     score_every: int = 1
+    combine: Combine = "log_linear"
 
     def simplified(self) -> Plan:
         """Sum streams of equal source and drop those of weight zero, but never the candidates' stream."""
@@ -243,9 +248,7 @@ class Plan:
             weights[stream.source] = weights.get(stream.source, 0.0) + stream.weight
         kept = [key for key, weight in weights.items() if weight != 0.0 or key == read]
         streams = tuple(Stream(p, weights[(p, d, h)], d, h) for p, d, h in kept)
-        rule = self.candidates
-        rule = Candidates(rule.rule, rule.k, rule.fraction, kept.index(read))
-        return Plan(streams, rule, self.sampling, self.score_every)
+        return replace(self, streams=streams, candidates=replace(self.candidates, stream=kept.index(read)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,11 +305,12 @@ class Score:
 class PolicySpec:
     """The names that a policy offers to a plan.
 
-    `aligned` is what training made of the base, as deltas; `features` maps a dimension to the deltas of
-    its successor feature log pihat_k (PAD, eq. 8); `heads` and `vectors` are names.
+    `aligned` is what training made of the base, as deltas; the last of them, `own`, are this user's alone. `features`
+    maps a dimension to the deltas of its successor feature log pihat_k (PAD, eq. 8); `heads` and `vectors` are names.
     """
 
     aligned: Deltas = ()
+    own: Deltas = ()
     features: Mapping[str, Deltas] = field(default_factory=dict)
     adapters: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
@@ -321,7 +325,7 @@ def last_user_text(messages: Sequence[Message]) -> str:
 @dataclass(frozen=True, slots=True)
 class ChoiceScore:
     """What the system's plan makes of one choice of a request: log p(choice | prompt) in nats, without an end of text,
-    and in how many tokens. For a plan of several streams it is their log-linear score."""
+    and in how many tokens. For a log-linear plan of several streams it is their score, without its normaliser."""
 
     logprob: float
     tokens: int

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 
 import pytest
+import reference as brute
 import torch
 
 from personalign.contracts import UserError
@@ -97,7 +98,8 @@ def test_a_prefill_in_parts_of_any_size_gives_the_same(
         for i, text in enumerate(TEXTS)
     ]
     monkeypatch.setattr(prefill, "PREFILL_TOKENS", tokens)
-    assert decode(guided, plans) == [naive(guided, plan) for plan in plans]
+    twin = brute.exact(guided)
+    assert decode(guided, plans) == [brute.decode(twin, plan) for plan in plans]
 
 
 def test_parts_of_a_prefill_are_of_like_length_and_hold_every_source_once() -> None:
@@ -111,32 +113,6 @@ def test_parts_of_a_prefill_are_of_like_length_and_hold_every_source_once() -> N
     ends = [(min(len(s.ids) for s in part), max(len(s.ids) for s in part)) for part in found]
     assert all(one[1] <= two[0] for one, two in itertools.pairwise(ends)) and len(found) > 5
     assert all([bool(s.deltas) for s in part] == sorted(bool(s.deltas) for s in part) for part in found)
-
-
-def naive(policy: Policy, plan: Plan) -> tuple[int, ...]:
-    """Token by token, every stream in a full uncached forward of its own, with log-softmax as the formula says."""
-    prompts = [policy.encode(s.prompt[0].messages) for s in plan.streams]  # type: ignore[union-attr]
-    tokens: list[int] = []
-    while len(tokens) < plan.sampling.max_new_tokens:
-        logps = []
-        for stream, prompt in zip(plan.streams, prompts, strict=True):
-            with policy.using(stream.deltas), torch.no_grad():
-                logits = policy.model(torch.tensor([prompt + tokens])).logits[0, -1]
-            logps.append(logits.log_softmax(-1))
-        read = logps[plan.candidates.stream]
-        speaking = len(tokens) % plan.score_every == 0
-        score = sum(s.weight * p for s, p in zip(plan.streams, logps, strict=True)) if speaking else read
-        mask = torch.zeros_like(read, dtype=torch.bool)
-        if plan.candidates.rule == "top_k":
-            mask[read.topk(plan.candidates.k).indices] = True
-        elif plan.candidates.rule == "plausible":
-            mask = read.exp() >= plan.candidates.fraction * read.exp().max()
-        else:
-            mask[:] = True
-        tokens.append(int(score.masked_fill(~mask, float("-inf")).argmax()))
-        if tokens[-1] in policy.stop_ids:
-            break
-    return tuple(tokens)
 
 
 RULES = [
@@ -161,7 +137,8 @@ def test_plans_of_several_streams_equal_an_uncached_loop(guided: Policy, rule: C
         )
         for t in TEXTS
     ]
-    assert decode(guided, plans, batch_size=4) == [naive(guided, p) for p in plans]
+    twin = brute.exact(guided)
+    assert decode(guided, plans, batch_size=4) == [brute.decode(twin, plan) for plan in plans]
 
 
 def test_batch_of_n_equals_n_batches_of_one(guided: Policy) -> None:

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from omegaconf import OmegaConf
 
-from personalign.generation.best_of_n import BestOfN, BestOfNPreference
-from personalign.generation.context_steering import Amulet, ContextSteering
-from personalign.generation.draft_critique_revise import DraftCritiqueRevise
-from personalign.generation.in_context import InContext
-from personalign.generation.pad import Pad, PadScalar
-from personalign.generation.plain import Plain
-from personalign.generation.preference_prompt import PreferencePrompt
-from personalign.generation.retrieval_prompt import RetrievalPrompt
-from personalign.generation.ric import Ric
-from personalign.generation.soft_tokens import SoftTokens
-from personalign.generation.soup import Soup
+from personalign.composition.build import build
 from personalign.types import Message, PolicySpec, Request, Snippet, Stance, UserState
 
 CONF = Path(__file__).parents[2] / "conf"
-PROMPTED = (Plain, PreferencePrompt, InContext, RetrievalPrompt, DraftCritiqueRevise)
-PARTS = (*PROMPTED, BestOfN, BestOfNPreference, ContextSteering, Amulet, Pad, PadScalar, Ric, SoftTokens, Soup)
-CLASSES = {c.__name__: c for c in PARTS}
 CHOICES = sorted(path.stem for path in (CONF / "generation").glob("*.yaml"))
 
 
@@ -46,16 +34,24 @@ def state() -> UserState:
 @pytest.fixture
 def spec() -> PolicySpec:
     names = ("warmth", "grade", "formality")
-    return PolicySpec(aligned=(("dpo", 1.0),), features={n: ((f"pad_{n}", 1.0),) for n in names}, heads=("value",))
+    return PolicySpec(
+        aligned=(("dpo", 1.0), ("mine", 1.0)),
+        own=(("mine", 1.0),),
+        features={n: ((f"pad_{n}", 1.0),) for n in names},
+        heads=("value",),
+    )
+
+
+@cache
+def values(choice: str) -> dict[str, Any]:
+    prompts = OmegaConf.load(CONF / "config.yaml").prompts
+    node = OmegaConf.create({"prompts": prompts, "part": OmegaConf.load(CONF / f"generation/{choice}.yaml")})
+    return cast(dict[str, Any], OmegaConf.to_container(node.part, resolve=True))
 
 
 def shipped(choice: str, **changes: Any) -> Any:
     """The part of conf/generation/<choice>.yaml, with some values changed."""
-    prompts = OmegaConf.load(CONF / "config.yaml").prompts
-    node = OmegaConf.create({"prompts": prompts, "part": OmegaConf.load(CONF / f"generation/{choice}.yaml")})
-    values = OmegaConf.to_container(node.part, resolve=True)
-    assert isinstance(values, dict)
-    return CLASSES[values.pop("_target_").rpartition(".")[2]](**{**values, **changes})
+    return build({**values(choice), **changes})
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from personalign.contracts import UserError
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
-from personalign.generation.soup import Soup, simplex
+from personalign.generation.features import simplex
+from personalign.generation.soup import Soup
 from personalign.policy import lora
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.policy import Policy

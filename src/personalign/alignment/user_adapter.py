@@ -40,7 +40,7 @@ class UserAdapter(Stage):
     """
 
     needs = ("pairs",)
-    provides = ()
+    provides = ("policy.own",)
     paper = "arXiv 2402.04401, section 3.2"
     node = "alignment through feedback / training-time / parameter-efficient"
 

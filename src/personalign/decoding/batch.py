@@ -2,17 +2,21 @@
 
 score(t) = sum_j c_j log p_j(t | prompt_j, prefix) on a candidate set. All streams of all answers are rows of one
 forward pass. A log-probability's normaliser is the same for every token, so scores are combined from logits; and
-streams that are only read on the k candidates never compute the other logits.
+streams that are only read on the k candidates never compute the other logits. Plans that are not log-linear are
+combined by `divergence`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from personalign.decoding import rows as layout
+from personalign.decoding.blame import blamed
+from personalign.decoding.divergence import optimum
 from personalign.decoding.prefill import prefill
 from personalign.decoding.rows import Answer, Row
 from personalign.decoding.sampling import allowed, choose
@@ -87,6 +91,9 @@ class Batch:
         """What is read, each once: the rows of the trunk."""
         return list(dict.fromkeys(row.reads for row in self.rows))
 
+    def _adapters(self) -> list[str]:
+        return list(dict.fromkeys(name for row in self.rows for name, _ in row.source.deltas))
+
     def _room(self) -> int:
         return max(answer.room for answer in self.alive)
 
@@ -118,11 +125,12 @@ class Batch:
         stop = self.cache.get_seq_length() + 1
         newest = self._index(answer.tokens[-1] for answer in self.seated)
         self.policy.routing.slices = self.slices
-        with self.trunk.grown(self.policy):
+        alike = self.mask is None
+        with self.trunk.grown(self.policy, alike):
             states = self.policy.hidden(
                 input_ids=newest[self.owner][:, None],
                 attention_mask=None if self.mask is None else self.mask[..., :stop],
-                position_ids=self.positions[:, None],
+                position_ids=self.positions[:1, None] if alike else self.positions[:, None],
                 past_key_values=self.cache,
                 use_cache=True,
             )
@@ -144,6 +152,8 @@ class Batch:
         rule = self.plan.candidates
         read = self.policy.logits(hidden[self.reads])
         speaking = len(self.alive[0].tokens) % self.plan.score_every == 0
+        if speaking and self.plan.combine != "log_linear":
+            return self._divergent(hidden, read)
         if rule.rule == "top_k":
             best, candidates = read.topk(min(rule.k, read.shape[-1]), dim=-1)
             if not speaking:
@@ -158,16 +168,35 @@ class Batch:
             scores = scores.masked_fill(~allowed(read, rule), float("-inf"))
         return scores, None
 
+    def _divergent(self, hidden: Tensor, read: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`_scores` of a plan that is not log-linear, from the candidates' stream's logits `read`."""
+        rule, owners = self.plan.candidates, self.owner[self.guides]
+        candidates: Tensor | None = None
+        if rule.rule == "top_k":
+            read, candidates = read.topk(min(rule.k, read.shape[-1]), dim=-1)
+        elif rule.rule == "plausible":
+            read = read.masked_fill(~allowed(read, rule), float("-inf"))
+        if not len(self.guides):
+            return read, candidates
+        states = hidden[self.guides]
+        guided = self.policy.logits(states) if candidates is None else self.policy.logits_at(states, candidates[owners])
+        return optimum(self.plan.combine, read, guided, owners, self.weights[self.guides]), candidates
+
     def _guided(self, hidden: Tensor, candidates: Tensor) -> Tensor:
         """Weighted logits of the guide rows on their answers' candidates [guides, k]."""
         owners = self.owner[self.guides]
         return self.policy.logits_at(hidden[self.guides], candidates[owners]) * self.weights[self.guides, None]
 
     def _note(self, tokens: Tensor) -> list[Answer]:
-        """Write the chosen tokens down; the answers that they ended are no longer alive, and returned."""
+        """Write the chosen tokens down; the answers that they ended are no longer alive, and returned.
+
+        Raises UserError, with what is to blame, where a score is not a number.
+        """
         before = self.alive
         for answer, token, logprob in zip(self.seated, tokens.tolist(), self.chosen_logprobs, strict=True):
             if not answer.stop:
+                if not math.isfinite(logprob):
+                    raise blamed(self.policy, answer.job, answer.tokens, self._adapters())
                 answer.tokens.append(token)
                 answer.logprobs.append(logprob)
                 ended = "length" if len(answer.tokens) == answer.limit else ""

@@ -1,8 +1,9 @@
-"""The features of a policy, weighed by a user's stance: what PAD and soups are made of."""
+"""The features of a policy, weighed by a user's stance: what PAD, soups and MOD are made of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from personalign.contracts import UserError
 from personalign.types import Deltas, PolicySpec, UserState
@@ -21,6 +22,22 @@ def weighed(state: UserState, spec: PolicySpec) -> list[tuple[float, Deltas]]:
                 f"there are {listed(spec.features)}; train one, or leave the dimension out of the stance"
             )
     return [(w, spec.features[dimension]) for dimension, w in weights.items()]
+
+
+def shares(state: UserState, spec: PolicySpec, weights: Literal["simplex", "signed"]) -> list[tuple[float, Deltas]]:
+    """`weighed`, with `simplex` as `simplex` has it: of the dimensions that the user wants more of."""
+    parts = weighed(state, spec)
+    if weights == "signed":
+        return parts
+    found = simplex([w for w, _ in parts])
+    return [(w, deltas) for w, (_, deltas) in zip(found, parts, strict=True) if w]
+
+
+def simplex(weights: Sequence[float]) -> list[float]:
+    """The positive weights, divided by their sum; all 0 where none is positive."""
+    positive = [max(w, 0.0) for w in weights]
+    total = sum(positive)
+    return [w / total for w in positive] if total else positive
 
 
 def listed(names: Iterable[str]) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 from personalign.contracts import Generation, PositiveFloat
-from personalign.generation.features import weighed
+from personalign.generation.features import shares
 from personalign.generation.prompting import stream
 from personalign.types import Messages, Plan, PolicySpec, Request, UserState
 
@@ -33,16 +32,6 @@ class Soup(Generation):
         return request.messages
 
     def plan(self, request: Request, state: UserState, spec: PolicySpec) -> Plan:
-        parts = weighed(state, spec)
-        weights = [w for w, _ in parts]
-        weights = simplex(weights) if self._weights == "simplex" else weights
-        shares = [(self._scale * w, deltas) for w, (_, deltas) in zip(weights, parts, strict=True) if w]
-        mixed = tuple((name, share * coefficient) for share, deltas in shares for name, coefficient in deltas)
+        parts = [(self._scale * w, deltas) for w, deltas in shares(state, spec, self._weights)]
+        mixed = tuple((name, share * coefficient) for share, deltas in parts for name, coefficient in deltas)
         return Plan((stream(self.render(request, state), deltas=mixed),))
-
-
-def simplex(weights: Sequence[float]) -> list[float]:
-    """The positive weights, divided by their sum; all 0 where none is positive."""
-    positive = [max(w, 0.0) for w in weights]
-    total = sum(positive)
-    return [w / total for w in positive] if total else positive

@@ -100,12 +100,14 @@ def answer_logprobs(policy: Policy, rows: Sequence[Branches], head: str | None =
     `head`, the policy's map of the last hidden state, if one is named.
     """
     layout = _layout(policy, rows)
-    hidden = _hidden(policy, layout)
-    read = hidden.reshape(-1, hidden.shape[-1])[layout.reads]
-    if head is not None:
-        read = policy.heads[head](read)
-    logp = target_logprobs(read, policy.model.get_output_embeddings(), layout.targets)
+    logp = target_logprobs(_read(policy, layout, head), policy.model.get_output_embeddings(), layout.targets)
     return list(logp.split_with_sizes(layout.sizes))
+
+
+def answer_logits(policy: Policy, row: Branches, head: str | None = None) -> Tensor:
+    """The logits that predict each token of a row's answers, as `answer_logprobs` reads them: float32 [tokens,
+    vocabulary]."""
+    return policy.logits(_read(policy, _layout(policy, [row]), head))
 
 
 def answer_states(policy: Policy, rows: Sequence[Branches], pooling: Pooling) -> Tensor:
@@ -120,6 +122,13 @@ def answer_states(policy: Policy, rows: Sequence[Branches], pooling: Pooling) ->
             found.append(own[-1] if pooling == "last" else own.mean(0))
             start += len(answer)
     return torch.stack(found)
+
+
+def _read(policy: Policy, layout: _Layout, head: str | None) -> Tensor:
+    """What predicts each answer token [tokens, width], through a head if one is named."""
+    hidden = _hidden(policy, layout)
+    read = hidden.reshape(-1, hidden.shape[-1])[layout.reads]
+    return read if head is None else policy.heads[head](read)
 
 
 def _hidden(policy: Policy, layout: _Layout) -> Tensor:

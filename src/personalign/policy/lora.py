@@ -175,7 +175,7 @@ class LoRALinear(nn.Module):
             if whole:
                 y = y + term
             else:
-                y[start:stop] += term
+                y[start:stop].add_(term)
         return y
 
     def _stacked(self, y: Tensor, x: Tensor) -> Tensor:

@@ -150,4 +150,4 @@ class Policy:
     def for_user(self, user: str) -> PolicySpec:
         """The spec that serves a user: their own deltas on top where they have some, else the shared policy."""
         own = self.user_deltas.get(user, ())
-        return replace(self.spec, aligned=self.spec.aligned + own) if own else self.spec
+        return replace(self.spec, aligned=self.spec.aligned + own, own=own) if own else self.spec

@@ -56,11 +56,12 @@ class Trunk:
         return value[self.lead] if by_row else value
 
     @contextmanager
-    def grown(self, policy: Policy) -> Iterator[None]:
-        """Forwards of `policy` go through this trunk."""
+    def grown(self, policy: Policy, alike: bool = False) -> Iterator[None]:
+        """Forwards of `policy` go through this trunk; `alike` where no layer is told anything by row but its states."""
+        layers = list(enumerate(_layers(policy)[: self.depth + 1] if self.depth else []))
         hooks = [
             layer.register_forward_pre_hook(_Gate(self, i), with_kwargs=True)
-            for i, layer in enumerate(_layers(policy)[: self.depth + 1] if self.depth else [])
+            for i, layer in (layers[:1] + layers[-1:] if alike else layers)
         ]
         try:
             yield

@@ -17,7 +17,7 @@ class Implicit(Reward):
     """beta (log pi(y | x, user) - log pi_ref(y | x)): the log-ratio of the system's plan to the untouched base on
     the plain prompt, summed over the answer's tokens (DPO, arXiv 2305.18290, eq. 5; PAD, arXiv 2410.04070, eq. 8).
 
-    For a plan of several streams log pi is its log-linear score, which lacks only the normaliser of each step.
+    For a log-linear plan of several streams log pi is its score, which lacks only the normaliser of each step.
     """
 
     needs = ()
@@ -36,7 +36,8 @@ class Implicit(Reward):
     def content(self, request: Request, state: UserState) -> object:
         """The plan, whatever it was made from."""
         assert self._plan is not None
-        return self._plan(request).simplified().streams
+        plan = self._plan(request).simplified()
+        return plan.streams, plan.combine
 
     def score(self, request: Request, state: UserState, responses: Sequence[str]) -> list[Score]:
         return self.score_all([(request, state, responses)])[0]

@@ -1,0 +1,41 @@
+"""Experts against anti-experts: what one model has learned beside another, added to the base at decoding time."""
+
+from __future__ import annotations
+
+from personalign.contracts import Generation, NonNegativeFloat, UserError
+from personalign.generation.features import listed
+from personalign.generation.prompting import stream
+from personalign.types import Deltas, Messages, Plan, PolicySpec, Request, UserState
+
+
+class DExperts(Generation):
+    """log p_LM + strength (log p_expert - log p_anti), over the whole vocabulary (DExperts; proxy tuning).
+
+    p_LM is the base. Expert and anti-expert are adapters of the policy by name, on the base; null is for the expert
+    what training made of the base, for this user where they have an adapter of their own, and for the anti-expert the
+    base itself. All read the plain request. Raises UserError for an adapter that the policy lacks.
+    """
+
+    needs = ("policy.aligned",)
+    provides = ()
+    paper = "arXiv 2105.03023 (DExperts); arXiv 2401.08565 (proxy tuning)"
+    node = "alignment through feedback / inference-time / prediction ensemble"
+
+    def __init__(self, *, strength: NonNegativeFloat, expert: str | None, anti_expert: str | None) -> None:
+        self._strength, self._expert, self._anti_expert = strength, expert, anti_expert
+
+    def render(self, request: Request, state: UserState) -> Messages:
+        return request.messages
+
+    def plan(self, request: Request, state: UserState, spec: PolicySpec) -> Plan:
+        prompt = self.render(request, state)
+        expert = spec.aligned if self._expert is None else _named(self._expert, spec)
+        anti_expert: Deltas = () if self._anti_expert is None else _named(self._anti_expert, spec)
+        guides = stream(prompt, self._strength, expert), stream(prompt, -self._strength, anti_expert)
+        return Plan((stream(prompt), *guides))
+
+
+def _named(adapter: str, spec: PolicySpec) -> Deltas:
+    if adapter not in spec.adapters:
+        raise UserError(f"the policy has no adapter {adapter!r}: it has {listed(spec.adapters)}")
+    return ((adapter, 1.0),)

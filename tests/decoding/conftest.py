@@ -1,0 +1,56 @@
+"""A policy that has everything a plan may name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import reference as brute
+import torch
+from torch import Tensor, nn
+
+from personalign.policy.loading import Tiny
+from personalign.policy.lora import LoRAConfig
+from personalign.policy.policy import Policy
+from personalign.policy.soft import SoftHead
+
+DIMENSIONS = ("warmth", "grade", "formality")
+
+
+class Known(SoftHead):
+    """Two vectors for everybody."""
+
+    def __init__(self, vectors: Tensor) -> None:
+        super().__init__()
+        self.tokens, self.vectors = 2, nn.Parameter(vectors.clone())
+
+    def forward(self, asked: Sequence[tuple[str, ...]]) -> Tensor:
+        return self.vectors.expand(len(asked), -1, -1)
+
+
+@pytest.fixture(scope="module")
+def furnished(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    """A tiny policy: a feature a dimension, `dpo` for all and `mine` for ada alone, all of them strong and random; a
+    value head, and one that makes soft tokens. Many tokens end an answer. Tests leave it as it is."""
+    model = Tiny(hidden=32, layers=2, heads=4, kv_heads=2, context=1024, seed=0)
+    policy: Policy = model.build(tmp_path_factory.mktemp("cache"), "fp32")
+    draw = torch.Generator().manual_seed(5)
+    for number, name in enumerate(("dpo", "mine", *DIMENSIONS)):
+        targets = (("q_proj", "v_proj", "down_proj"), ("k_proj", "gate_proj"))[number % 2]
+        for weights in policy.add_adapter(name, LoRAConfig(4, 8, 0.0, targets, (1,) if number > 2 else None)):
+            nn.init.normal_(weights, std=0.15, generator=draw)
+    policy.heads["value"] = nn.Linear(32, 32, bias=False)
+    nn.init.normal_(policy.heads["value"].weight, std=0.2, generator=draw)
+    policy.heads["soft_tokens"] = Known(policy.embedding.weight.detach()[[40, 99]])
+    features = {name: ((name, 1.0),) for name in DIMENSIONS}
+    policy.spec = replace(policy.spec, aligned=(("dpo", 1.0),), features=features, heads=("value", "soft_tokens"))
+    policy.user_deltas = {"ada": (("mine", 1.0),)}
+    policy.stop_ids = tuple(range(2, 250, 9))
+    return policy
+
+
+@pytest.fixture(scope="module")
+def twin(furnished: Policy) -> Policy:
+    """The same in float64, for the uncached loop."""
+    return brute.exact(furnished)

@@ -1,0 +1,92 @@
+"""A decoder as the formulas say: one row, no cache, float64, the whole vocabulary, everything anew at each token."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from personalign.policy.policy import Policy
+from personalign.types import Chat, Combine, Plan, Soft, Stream
+
+Row = npt.NDArray[np.float64]
+HALVINGS = 400
+
+
+def exact(policy: Policy) -> Policy:
+    """The same policy in float64."""
+    twin = copy.deepcopy(policy)
+    twin.model.double()
+    twin.heads.double()
+    return twin
+
+
+def log_softmax(scores: Row) -> Row:
+    shifted = scores - scores.max()
+    return np.asarray(shifted - np.log(np.exp(shifted).sum()))
+
+
+def logprobs(policy: Policy, stream: Stream, tokens: list[int]) -> Row:
+    """log p(. | prompt, tokens) of one stream [vocabulary]."""
+    ids: list[int] = []
+    for part in stream.prompt:
+        if isinstance(part, Chat):
+            ids += policy.encode(part.messages)
+        else:
+            ids += policy.soft_ids(part) if isinstance(part, Soft) else part.ids
+    with policy.using(stream.deltas), torch.no_grad():
+        hidden = policy.hidden(**policy.inputs(torch.tensor([ids + tokens])))[0, -1]
+        hidden = hidden if stream.head is None else policy.heads[stream.head](hidden)
+        return log_softmax(policy.model.get_output_embeddings()(hidden).numpy())
+
+
+def divergent(combine: Combine, reference: Row, others: list[tuple[float, Row]]) -> Row:
+    """log of p_0 (f')^-1(sum_j c_j f'(p_j / p_0) - Z): halving finds the Z with which p sums to 1."""
+    p0 = np.exp(reference)
+    if combine == "forward_kl":  # f'(x) = -1 / x, of which the inverse is -1 / u
+        s = sum((-c * np.exp(reference - own) for c, own in others), np.zeros_like(p0))
+
+        def policy(z: float) -> Row:
+            return np.asarray(p0 / (z + (s.max() - s)))
+    else:  # f'(x) = log(2 x / (1 + x)), of which the inverse is 1 / (2 exp(-u) - 1); Z takes in log 2, a constant
+        s = sum((-c * np.log1p(np.exp(reference - own)) for c, own in others), np.zeros_like(p0))
+
+        def policy(z: float) -> Row:
+            return np.asarray(p0 / np.expm1(z + (s.max() - s)))
+
+    low, high = -250.0, 1.0  # log z; the larger z, the smaller is p
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if policy(np.exp(middle)).sum() > 1 else (low, middle)
+    return np.asarray(np.log(policy(np.exp(low))))
+
+
+def step(policy: Policy, plan: Plan, tokens: list[int]) -> Row:
+    """The normalised log p of the plan after some tokens [vocabulary]; -inf where a token is no candidate."""
+    each = [logprobs(policy, stream, tokens) for stream in plan.streams]
+    rule, read = plan.candidates, each[plan.candidates.stream]
+    kept = np.ones(len(read), dtype=bool)
+    if rule.rule == "top_k":
+        kept = read >= np.sort(read)[-min(rule.k, len(read))]
+    elif rule.rule == "plausible":
+        kept = np.exp(read) >= rule.fraction * np.exp(read).max()
+    if len(tokens) % plan.score_every:
+        scores = read[kept]
+    elif plan.combine == "log_linear":
+        scores = sum((s.weight * own[kept] for s, own in zip(plan.streams, each, strict=True)), np.zeros(kept.sum()))
+    else:
+        others = [(s.weight, log_softmax(own[kept])) for s, own in zip(plan.streams, each, strict=True)]
+        scores = divergent(plan.combine, log_softmax(read[kept]), others)
+    found = np.full(len(read), -np.inf)
+    found[kept] = log_softmax(scores)
+    return found
+
+
+def decode(policy: Policy, plan: Plan) -> tuple[int, ...]:
+    """The greedy answer."""
+    tokens: list[int] = []
+    while len(tokens) < plan.sampling.max_new_tokens and not (tokens and tokens[-1] in policy.stop_ids):
+        tokens.append(int(step(policy, plan, tokens).argmax()))
+    return tuple(tokens)

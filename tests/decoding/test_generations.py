@@ -1,0 +1,78 @@
+"""What every way of generating plans, as it ships: the decoder's answers against an uncached float64 loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import reference as brute
+from omegaconf import OmegaConf
+
+from personalign.composition.build import build
+from personalign.composition.home import home
+from personalign.composition.parts import catalogue
+from personalign.contracts import Generation
+from personalign.decoding.decoder import Decoder
+from personalign.decoding.rows import Job
+from personalign.policy.policy import Policy
+from personalign.types import Message, Plan, Request, Response, Sampling, Snippet, Stance, UserState
+
+CHOICES = sorted(part.choice for part in catalogue() if part.group == "generation")
+VARIANTS = [
+    ("mod", {"divergence": divergence, "weights": weights})
+    for divergence in ("reverse_kl", "forward_kl", "jensen_shannon")
+    for weights in ("simplex", "signed")
+]
+SAID = {"prompt": "What is rain?", "chosen": "Sky tears.", "rejected": "Water."}
+KNOWN = UserState(
+    snippets=(Snippet("I love poems.", "e1", "ada", 2.0), Snippet("rain", "e2", "ada", 1.0, SAID)),
+    profile="I like poetry.",
+    stance=Stance(("warmth", "grade", "formality"), (0.5, 0.25, -1.0)),
+)
+# A user with an adapter of her own of whom much is known, and one of whom nothing is.
+ASKED = [
+    (Request(id="a", user="ada", messages=(Message("user", "What is tea?"),)), KNOWN),
+    (Request(id="b", user="bo", messages=(Message("system", "Be kind."), Message("user", "Why?"))), UserState()),
+]
+
+
+def shipped(choice: str, **changes: Any) -> Generation:
+    conf = home() / "conf"
+    node = {"prompts": OmegaConf.load(conf / "config.yaml").prompts}
+    node["part"] = OmegaConf.merge(OmegaConf.load(conf / "generation" / f"{choice}.yaml"), changes)
+    part: Generation = build(OmegaConf.create(node).part)
+    return part
+
+
+def answered(policy: Policy, plans: Sequence[tuple[str, Plan]]) -> list[Response]:
+    jobs = [Job(name, replace(plan, sampling=Sampling(max_new_tokens=6))) for name, plan in plans]
+    made = {r.request: r for r in Decoder(policy, 8).generate(jobs)}
+    return [made[name] for name, _ in plans]
+
+
+def agree(twin: Policy, plan: Plan, response: Response) -> None:
+    """Each token is the likeliest one behind those before it, and as likely as it is said to be."""
+    for t, (token, logprob) in enumerate(zip(response.tokens, response.logprobs, strict=True)):
+        expected = brute.step(twin, plan, list(response.tokens[:t]))
+        assert expected[token] >= expected.max() - 1e-4 and logprob == pytest.approx(expected[token], abs=2e-3)
+
+
+@pytest.mark.parametrize(("choice", "changes"), [*((choice, {}) for choice in CHOICES), *VARIANTS], ids=str)
+def test_answers_are_those_of_the_plans_formula(
+    furnished: Policy, twin: Policy, choice: str, changes: dict[str, str]
+) -> None:
+    part = shipped(choice, **changes)
+    plans = [part.plan(request, state, furnished.for_user(request.user)) for request, state in ASKED]
+    first = answered(furnished, [(request.id, plan) for (request, _), plan in zip(ASKED, plans, strict=True)])
+    for (request, state), plan, response in zip(ASKED, plans, first, strict=True):
+        agree(twin, plan, response)
+        line, spec = [response], furnished.for_user(request.user)
+        while (following := part.next(request, state, line, spec)) is not None:
+            line += answered(furnished, [(request.id, following)])
+            agree(twin, following, line[-1])
+
+
+def test_every_choice_was_among_them() -> None:
+    assert len(CHOICES) == 20
