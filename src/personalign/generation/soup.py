@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from personalign.contracts import Generation, PositiveFloat
-from personalign.generation.features import weighed
+from personalign.generation.features import mixed, weighed
 from personalign.generation.prompting import stream
 from personalign.types import Messages, Plan, PolicySpec, Request, UserState
 
@@ -36,9 +36,8 @@ class Soup(Generation):
         parts = weighed(state, spec)
         weights = [w for w, _ in parts]
         weights = simplex(weights) if self._weights == "simplex" else weights
-        shares = [(self._scale * w, deltas) for w, (_, deltas) in zip(weights, parts, strict=True) if w]
-        mixed = tuple((name, share * coefficient) for share, deltas in shares for name, coefficient in deltas)
-        return Plan((stream(self.render(request, state), deltas=mixed),))
+        deltas = mixed([self._scale * w for w in weights], [deltas for _, deltas in parts])
+        return Plan((stream(self.render(request, state), deltas=deltas),))
 
 
 def simplex(weights: Sequence[float]) -> list[float]:
