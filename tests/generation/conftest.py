@@ -11,8 +11,10 @@ from omegaconf import OmegaConf
 from personalign.generation.best_of_n import BestOfN, BestOfNPreference
 from personalign.generation.context_steering import Amulet, ContextSteering
 from personalign.generation.draft_critique_revise import DraftCritiqueRevise
+from personalign.generation.genarm import GenARM
 from personalign.generation.in_context import InContext
 from personalign.generation.pad import Pad, PadScalar
+from personalign.generation.parm import PARM
 from personalign.generation.plain import Plain
 from personalign.generation.preference_prompt import PreferencePrompt
 from personalign.generation.retrieval_prompt import RetrievalPrompt
@@ -23,7 +25,20 @@ from personalign.types import Message, PolicySpec, Request, Snippet, Stance, Use
 
 CONF = Path(__file__).parents[2] / "conf"
 PROMPTED = (Plain, PreferencePrompt, InContext, RetrievalPrompt, DraftCritiqueRevise)
-PARTS = (*PROMPTED, BestOfN, BestOfNPreference, ContextSteering, Amulet, Pad, PadScalar, Ric, SoftTokens, Soup)
+PARTS = (
+    *PROMPTED,
+    BestOfN,
+    BestOfNPreference,
+    ContextSteering,
+    Amulet,
+    GenARM,
+    Pad,
+    PadScalar,
+    PARM,
+    Ric,
+    SoftTokens,
+    Soup,
+)
 CLASSES = {c.__name__: c for c in PARTS}
 CHOICES = sorted(path.stem for path in (CONF / "generation").glob("*.yaml"))
 
@@ -46,7 +61,9 @@ def state() -> UserState:
 @pytest.fixture
 def spec() -> PolicySpec:
     names = ("warmth", "grade", "formality")
-    return PolicySpec(aligned=(("dpo", 1.0),), features={n: ((f"pad_{n}", 1.0),) for n in names}, heads=("value",))
+    features = {n: ((f"pad_{n}", 1.0),) for n in names}
+    vectors = {n: ((f"bipo_{n}", 1.0),) for n in names}
+    return PolicySpec(aligned=(("dpo", 1.0),), features=features, vectors=vectors, heads=("value",))
 
 
 def shipped(choice: str, **changes: Any) -> Any:
