@@ -63,7 +63,8 @@ class ActivationDifference(Stage):
         vectors.create(policy, fitting.seed)
         vectors.freeze(policy)
         figures = {}
-        for dimension, own in zip(rows, differences.split([len(some) for some in rows.values()]), strict=True):
+        sizes = [len(some) for some in rows.values()]
+        for dimension, own in zip(rows, torch.split(differences, sizes), strict=True):
             mean = own.mean(0)
             with torch.no_grad():
                 policy.vectors[names[dimension]].vector.copy_(mean)

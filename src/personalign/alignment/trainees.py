@@ -99,7 +99,8 @@ class Vectors:
 
     def layer(self, policy: Policy) -> int:
         """The layer's number, from 0."""
-        return round(self.height * (policy.model.config.get_text_config().num_hidden_layers - 1))
+        layers: int = policy.model.config.get_text_config().num_hidden_layers
+        return round(self.height * (layers - 1))
 
     def create(self, policy: Policy, seed: int) -> list[list[nn.Parameter]]:
         groups = [list(policy.add_vector(name, self.layer(policy)).parameters()) for name in self.names]
