@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 class ActivationDifference(Stage):
     """A steering vector a dimension: the mean hidden state behind one layer over answers that have more of it, minus
-    that over the other answers of the same pairs (contrastive activation addition, arXiv 2312.06681, section 3).
+    that over the other answers of the same pairs (contrastive activation addition, arXiv 2312.06681).
 
     An answer's hidden state is the mean over its tokens, or that at its last one, under the policy as it stands; the
     paper takes the token of a multiple choice. Nothing is learned: the readings are kept in the policy's cache, from
@@ -31,7 +31,7 @@ class ActivationDifference(Stage):
 
     needs = ("pairs", "labels")
     provides = ("policy.vectors",)
-    paper = "arXiv 2312.06681, section 3"
+    paper = "arXiv 2312.06681"
     node = "alignment through feedback / training-time / parameter-efficient"
 
     def __init__(

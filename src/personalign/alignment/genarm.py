@@ -21,7 +21,7 @@ class GenARM(Pad):
 
     needs = ("pairs", "labels")
     provides = ("policy.features",)
-    paper = "arXiv 2410.08193, section 4 (autoregressive reward model, its training)"
+    paper = "arXiv 2410.08193 (autoregressive reward model, its training)"
     node = "alignment through feedback / inference-time / reward-guided decoding"
     stage = "genarm"
 

@@ -21,7 +21,7 @@ class GenARM(Generation):
 
     needs = ("state.stance", "policy.features")
     provides = ()
-    paper = "arXiv 2410.08193, section 4 (guided decoding; several objectives)"
+    paper = "arXiv 2410.08193 (guided decoding; several objectives)"
     node = "alignment through feedback / inference-time / reward-guided decoding"
 
     def __init__(self, *, strength: NonNegativeFloat, top_k: PositiveInt | None) -> None:
