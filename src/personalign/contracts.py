@@ -70,8 +70,8 @@ class Part:
     `events.<kind>`, `prompts` (requests to train on), `pairs`, `labels` (pairs with labels per dimension), `ratings`
     (pairs with both answers' ratings), `truth` (true stances) from data;
     `state.<field>` from memory, `state.vectors.<name>` for one of its vectors, `state.posterior` where its stance has
-    a covariance; `policy.aligned`, `policy.own` (adapters of single users), `policy.features`, `policy.heads.<name>`
-    from alignment;
+    a covariance; `policy.aligned`, `policy.own` (adapters of single users), `policy.features`, `policy.vectors`,
+    `policy.heads.<name>` from alignment;
     `prompt.targets` (wanted ratings in what it renders) from generation;
     `reward.truth`, `reward.guide`, `reward.universal` from the reward that is chosen under that name.
     """

@@ -184,7 +184,7 @@ Segment = Chat | Tokens | Soft
 class Stream:
     """One log-probability source over the base vocabulary, with its coefficient in the plan.
 
-    `deltas` names the adapters that are added to the base, with coefficients; () is the base itself.
+    `deltas` names the adapters and steering vectors that are added to the base, with coefficients; () is the base.
     `head` names a map of the last hidden state that is applied before the vocabulary (PAD's value head).
     """
 
@@ -306,7 +306,8 @@ class PolicySpec:
     """The names that a policy offers to a plan.
 
     `aligned` is what training made of the base, as deltas; the last of them, `own`, are this user's alone. `features`
-    maps a dimension to the deltas of its successor feature log pihat_k (PAD, eq. 8); `heads` and `vectors` are names.
+    maps a dimension to the deltas of its successor feature log pihat_k (PAD, eq. 8), `vectors` to those of its steering
+    vector; `heads` are names.
     """
 
     aligned: Deltas = ()
@@ -314,7 +315,7 @@ class PolicySpec:
     features: Mapping[str, Deltas] = field(default_factory=dict)
     adapters: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
-    vectors: tuple[str, ...] = ()
+    vectors: Mapping[str, Deltas] = field(default_factory=dict)
 
 
 def last_user_text(messages: Sequence[Message]) -> str:

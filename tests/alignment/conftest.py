@@ -186,6 +186,39 @@ def pad_values() -> dict[str, Any]:
     }
 
 
+@pytest.fixture
+def genarm_values() -> dict[str, Any]:
+    return {
+        **RECIPE,
+        **LORA,
+        "adapter": "arm",
+        "dimensions": None,
+        "min_gap": 0.2,
+        "pairs": 8,
+        "beta": 0.1,
+    }
+
+
+@pytest.fixture
+def bipo_values() -> dict[str, Any]:
+    own = {"vector": "bipo", "height": 0.0, "dimensions": None, "min_gap": 0.2, "pairs": 8, "beta": 0.1}
+    return {**RECIPE, **own, "learning_rate": 0.05}
+
+
+@pytest.fixture
+def difference_values() -> dict[str, Any]:
+    return {
+        "vector": "difference",
+        "height": 0.0,
+        "pooling": "mean",
+        "dimensions": None,
+        "min_gap": 0.2,
+        "pairs": 8,
+        "max_prompt": 200,
+        "max_answer": 100,
+    }
+
+
 DRAWN: dict[str, Any] = {"dimensions": None, "signed": True, "concentration": 1.0, "draws": 2, "pairs": 8, "beta": 0.1}
 
 
@@ -197,6 +230,11 @@ def modpo_values() -> dict[str, Any]:
 @pytest.fixture
 def chebyshev_values() -> dict[str, Any]:
     return {**RECIPE, **LORA, **DRAWN, "adapter": "cheb", "utopia": 3.0, "temperature": 0.0, "min_gap": 0.1}
+
+
+@pytest.fixture
+def parm_values() -> dict[str, Any]:
+    return {**RECIPE, **LORA, **DRAWN, "adapter": "parm", "min_gap": 0.2}
 
 
 @pytest.fixture

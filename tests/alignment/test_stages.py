@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from personalign.alignment import stance_head
+from personalign.alignment.contrasts import contrasting
 from personalign.alignment.dpo import DPO
 from personalign.alignment.hidden_head import PadHiddenHead
 from personalign.alignment.labels import occurring
-from personalign.alignment.pad import Pad, adapter_names, contrasting
+from personalign.alignment.pad import Pad, adapter_names
 from personalign.alignment.sft import SFT
 from personalign.alignment.stance_head import PadStanceHead, feature_margins, said
 from personalign.alignment.training import share
@@ -181,13 +182,13 @@ def test_pairs_are_relabelled_most_contrasting_first_and_taken_once() -> None:
     swapped = Pair(id="s", request=labelled(1, 0).request, chosen="1", rejected="A.", labels={"warmth": -0.9})
     pairs = [labelled(0, 0.4), labelled(1, 0.9), labelled(2, -2.0), labelled(3, 0.0), swapped]
     prompts = [pair.request.messages for pair in pairs]
-    found = contrasting(pairs, prompts, "warmth", 0.4, None)
+    found = contrasting(pairs, prompts, "warmth", 0.4, None, "pad")
     assert [(p.chosen, p.rejected) for p in found] == [("2", "A."), ("A.", "1"), ("A.", "0")]
-    assert [p.id for p in contrasting(pairs, prompts, "warmth", 0.5, 1)] == ["p2"]
+    assert [p.id for p in contrasting(pairs, prompts, "warmth", 0.5, 1, "pad")] == ["p2"]
     apart = [(Message("user", str(i)),) for i in range(5)]
-    assert len(contrasting(pairs, apart, "warmth", 0.0, None)) == 4  # zero tells nothing
+    assert len(contrasting(pairs, apart, "warmth", 0.0, None, "pad")) == 4  # zero tells nothing
     with pytest.raises(UserError, match=r"differs by 3\.0 or more in 'warmth': lower alignment\.pad\.min_gap"):
-        contrasting(pairs, prompts, "warmth", 3.0, None)
+        contrasting(pairs, prompts, "warmth", 3.0, None, "pad")
 
 
 def test_dimensions_are_those_of_the_labels() -> None:

@@ -38,6 +38,7 @@ def spec() -> PolicySpec:
         aligned=(("dpo", 1.0), ("mine", 1.0)),
         own=(("mine", 1.0),),
         features={n: ((f"pad_{n}", 1.0),) for n in names},
+        vectors={n: ((f"bipo_{n}", 1.0),) for n in names},
         heads=("value",),
     )
 

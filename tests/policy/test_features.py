@@ -49,9 +49,9 @@ def test_every_answer_ends_whole_or_cut(tiny: Policy) -> None:
 def test_what_was_read_is_not_read_again(tiny: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
-    def counted(policy: Policy, rows: list[Branches], pooling: Pooling) -> torch.Tensor:
+    def counted(policy: Policy, rows: list[Branches], pooling: Pooling, layer: int | None) -> torch.Tensor:
         calls.append(len(rows))
-        return answer_states(policy, rows, pooling)
+        return answer_states(policy, rows, pooling, layer)
 
     monkeypatch.setattr(reference, "answer_states", counted)
     tiny.cache = tmp_path

@@ -57,7 +57,7 @@ class Draws:
 @dataclass(frozen=True, slots=True)
 class Aim:
     """A pair whose chosen answer is the better one under `weights`, and what its loss is made of: `own` and the
-    weights of the margin, `others` (see `losses.modpo_loss`)."""
+    weights of the margin, `others` (see `losses.modpo_loss`; in `parm`, the weight for and those against it)."""
 
     pair: Pair
     weights: Weights
@@ -72,10 +72,16 @@ Margins = tuple[object, Callable[[], Tensor]]
 class Conditioned(Stage):
     """theta(w), trained on pairs under weights that are drawn for each; in use the weights are the user's stance.
 
-    It leaves one feature a dimension, theta_k, of which generation=soup makes theta(w). The reference is the base.
+    It leaves one feature a dimension, theta_k, of which generation=soup makes theta(w). The reference is the base
+    unless `reference` says otherwise.
     """
 
     stage: ClassVar[str]
+
+    @property
+    def objective(self) -> type[Mixtures]:
+        """The objective, a loss of rows that each go through a mixture of their own."""
+        return Mixtures
 
     def __init__(
         self,
@@ -105,6 +111,10 @@ class Conditioned(Stage):
     def margins(self, policy: Policy, rows: Sequence[Branches], aims: Sequence[Aim], known: Sequence[str]) -> Margins:
         """sum_{j != k} w_j (r_j(chosen) - r_j(rejected)) of every row; `known` are the dimensions."""
 
+    def reference(self, policy: Policy, rows: Sequence[Branches]) -> Tensor:
+        """Log-probabilities [rows, 2] that the policy's own are measured against."""
+        return references(policy, {self.adapter: rows}, ())[self.adapter]
+
     def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
         found = nonempty(data.pairs("train"), self.adapter)
         dimensions = occurring((d for pair in found for d in self.told(pair)), self.dimensions, self.stage)
@@ -115,9 +125,8 @@ class Conditioned(Stage):
         source, margins = self.margins(policy, rows, aims, dimensions)
 
         def prepare() -> tuple[Mixtures, dict[str, list[Item]]]:
-            reference = references(policy, {self.adapter: rows}, ())[self.adapter]
-            own = tensor([aim.own for aim in aims])
-            objective = Mixtures(policy, self.adapter, rows, reference, mixtures, own, margins(), self.beta)
+            reference, own = self.reference(policy, rows), tensor([aim.own for aim in aims])
+            objective = self.objective(policy, self.adapter, rows, reference, mixtures, own, margins(), self.beta)
             return objective, items({self.adapter: rows})
 
         adapters = Adapters(tuple(names), self.config, self.depth)

@@ -5,27 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from personalign.alignment.batches import Item, Limits, encode
-from personalign.alignment.labels import occurring
+from torch import Tensor
+
+from personalign.alignment.batches import Item, Limits
+from personalign.alignment.contrasts import Contrasts
 from personalign.alignment.learner import Recipe
-from personalign.alignment.preference import Preference, items, references
+from personalign.alignment.preference import Preference, Rows, items, references
 from personalign.alignment.trainees import Adapters
-from personalign.alignment.training import Lesson, nonempty, train
-from personalign.contracts import (
-    Data,
-    Fraction,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    Render,
-    Stage,
-    UserError,
-)
+from personalign.alignment.training import Lesson, train
+from personalign.contracts import Data, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Render, Stage
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.reference import fingerprint
-from personalign.types import Messages, Pair
 
 if TYPE_CHECKING:
     from personalign.policy.policy import Policy
@@ -39,10 +31,11 @@ class Pad(Stage):
     All are trained side by side in one forward pass, and none depends on another. The reference is the base.
     """
 
-    needs = ("pairs", "labels")
-    provides = ("policy.features",)
+    needs: ClassVar[tuple[str, ...]] = ("pairs", "labels")
+    provides: ClassVar[tuple[str, ...]] = ("policy.features",)
     paper = "arXiv 2410.04070, eq. 9 and algorithm 1, stage 1 (K features: our reading)"
     node = "alignment through feedback / inference-time / reward-guided decoding"
+    stage: ClassVar[str] = "pad"
 
     def __init__(
         self,
@@ -69,9 +62,8 @@ class Pad(Stage):
         checkpoint_every: PositiveInt,
     ) -> None:
         self.config, self.depth = LoRAConfig(rank, alpha, dropout, tuple(targets)), depth
-        self.limits = Limits(max_prompt, max_answer)
-        self.adapter, self.dimensions, self.beta = adapter, dimensions, beta
-        self.min_gap, self.pairs = min_gap, pairs
+        self.contrasts = Contrasts(self.stage, dimensions, min_gap, pairs, Limits(max_prompt, max_answer))
+        self.adapter, self.beta = adapter, beta
         self.recipe = Recipe(
             learning_rate=learning_rate,
             warmup=warmup,
@@ -84,48 +76,23 @@ class Pad(Stage):
         )
 
     def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
-        found = nonempty(data.pairs("train"), self.adapter)
-        prompts = [render(pair.request) for pair in found]
-        dimensions = occurring((d for pair in found for d in pair.labels), self.dimensions, "pad")
-        names = dict(zip(dimensions, adapter_names(self.adapter, dimensions), strict=True))
-        rows = {
-            d: encode(policy, contrasting(found, prompts, d, self.min_gap, self.pairs), render, self.limits)
-            for d in dimensions
-        }
-        deltas = {d: ((names[d], 1.0),) for d in dimensions}
+        rows = self.contrasts.rows(policy, data, render, self.adapter)
+        names = dict(zip(rows, adapter_names(self.adapter, list(rows)), strict=True))
+        deltas = {d: ((names[d], 1.0),) for d in rows}
 
         def prepare() -> tuple[Preference, dict[str, list[Item]]]:
-            reference = references(policy, rows, ())
-            return Preference(policy, rows, reference, deltas, self.beta), items(rows)
+            return Preference(policy, rows, self.reference(policy, rows), deltas, self.beta), items(rows)
 
         adapters = Adapters(tuple(names.values()), self.config, self.depth)
-        content = ["pad", fingerprint(policy, ()), adapters, self.beta, rows]
+        content = [self.stage, fingerprint(policy, ()), adapters, self.beta, rows]
         lesson = Lesson(title=self.adapter, trainee=adapters, content=content, recipe=self.recipe, prepare=prepare)
         figures = train(policy, fitting, lesson)
         policy.spec = replace(policy.spec, features={**policy.spec.features, **deltas})
         return figures
 
-
-def contrasting(
-    pairs: Sequence[Pair], prompts: Sequence[Messages], dimension: str, min_gap: float, limit: int | None
-) -> list[Pair]:
-    """Pairs relabelled by the sign of one dimension: the most contrasting first, each two answers to a prompt once."""
-    gaps = [(pair.labels.get(dimension, 0.0), pair, prompt) for pair, prompt in zip(pairs, prompts, strict=True)]
-    unique: dict[object, Pair] = {}
-    for gap, pair, prompt in sorted(gaps, key=lambda found: -abs(found[0])):
-        if gap != 0.0 and abs(gap) >= min_gap:
-            unique.setdefault((prompt, frozenset((pair.chosen, pair.rejected))), turned(pair, gap))
-    if not unique:
-        raise UserError(
-            f"no pair of answers differs by {min_gap} or more in {dimension!r}: lower alignment.pad.min_gap, or leave "
-            "that dimension out of alignment.pad.dimensions"
-        )
-    return list(unique.values())[:limit]
-
-
-def turned(pair: Pair, gap: float) -> Pair:
-    """The pair with the answer that has more of the dimension as the chosen one."""
-    return pair if gap > 0 else pair.swapped()
+    def reference(self, policy: Policy, rows: Rows) -> Mapping[str, Tensor]:
+        """Log-probabilities [pairs, 2] of every dimension's pairs that the feature's own are measured against."""
+        return references(policy, rows, ())
 
 
 def adapter_names(prefix: str, dimensions: Sequence[str]) -> list[str]:

@@ -53,7 +53,7 @@ class Preference:
         losses: list[Tensor] = []
         figures: dict[str, Tensor] = {}
         for group, (sums, lengths) in self._read(batch).items():
-            m = margins(sums, self._referred(group, batch[group]).to(sums.device))
+            m = self._margins(group, batch[group], sums)
             loss = self._loss(group, batch[group], m).mean()
             if self.imitation:
                 loss = loss + self.imitation * sft_loss(sums[:, 0], lengths[:, 0]).mean()
@@ -63,8 +63,9 @@ class Preference:
             figures |= {f"{group}/{k}" if len(batch) > 1 else k: v for k, v in told.items()}
         return torch.stack(losses).sum(), figures
 
-    def _referred(self, group: str, some: list[int]) -> Tensor:
-        return self.reference[group][some]
+    def _margins(self, group: str, some: list[int], sums: Tensor) -> Tensor:
+        """log pi/pi_ref (chosen) - log pi/pi_ref (rejected) of rows, from log pi [rows, 2]."""
+        return margins(sums, self.reference[group][some].to(sums.device))
 
     def _loss(self, group: str, some: list[int], m: Tensor) -> Tensor:
         return dpo_loss(m, self.beta)

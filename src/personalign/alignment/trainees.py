@@ -61,11 +61,7 @@ class Adapters:
 
     def check(self, policy: Policy) -> None:
         """Raise UserError where a name cannot be one or is taken."""
-        for name in self.names:
-            if not NAME.fullmatch(name):
-                raise UserError(f"{name!r} is no name of an adapter: use letters, digits, - and _")
-            if name in policy.configs:
-                raise UserError(f"two stages of alignment train an adapter {name!r}: give one of them another name")
+        _check_names(policy, self.names, "an adapter")
 
     def _mode(self, policy: Policy, training: bool) -> None:
         for _, layer in lora.layers(policy.model):
@@ -90,6 +86,50 @@ class Adapters:
         for name in self.names:
             with torch.random.fork_rng():
                 load_adapter(policy, name, folder / name)
+        self.freeze(policy)
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """Steering vectors by name behind one layer: `height` of the way from the first (0) to the last (1); kept as
+    safetensors. Zero at first."""
+
+    names: tuple[str, ...]
+    height: float
+
+    def layer(self, policy: Policy) -> int:
+        """The layer's number, from 0."""
+        layers: int = policy.model.config.get_text_config().num_hidden_layers
+        return round(self.height * (layers - 1))
+
+    def create(self, policy: Policy, seed: int) -> list[list[nn.Parameter]]:
+        groups = [list(policy.add_vector(name, self.layer(policy)).parameters()) for name in self.names]
+        _only(policy, [p for group in groups for p in group])
+        return groups
+
+    def check(self, policy: Policy) -> None:
+        """Raise UserError where a name cannot be one or is taken."""
+        _check_names(policy, self.names, "a steering vector")
+
+    def freeze(self, policy: Policy) -> None:
+        _only(policy, [])
+
+    def discard(self, policy: Policy) -> None:
+        for name in self.names:
+            if name in policy.vectors:
+                policy.drop_vector(name)
+
+    def save(self, policy: Policy, folder: Path) -> None:
+        for name in self.names:
+            save_head(policy.vectors[name], folder / f"{name}.safetensors")
+
+    def load(self, policy: Policy, folder: Path) -> None:
+        try:
+            for name in self.names:
+                load_head(policy.add_vector(name, self.layer(policy)), folder / f"{name}.safetensors")
+        except UserError:
+            self.discard(policy)
+            raise
         self.freeze(policy)
 
 
@@ -162,6 +202,15 @@ class Together:
     def load(self, policy: Policy, folder: Path) -> None:
         for member in self.members:
             member.load(policy, folder)
+
+
+def _check_names(policy: Policy, names: Sequence[str], kind: str) -> None:
+    """Raise UserError where a name cannot be one of a file, or something that is added to the base has it."""
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise UserError(f"{name!r} is no name of {kind}: use letters, digits, - and _")
+        if name in policy.configs or name in policy.vectors:
+            raise UserError(f"two stages of alignment train {kind} {name!r}: give one of them another name")
 
 
 def _only(policy: Policy, parameters: Sequence[nn.Parameter]) -> None:

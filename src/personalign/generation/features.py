@@ -1,8 +1,8 @@
-"""The features of a policy, weighed by a user's stance: what PAD, soups and MOD are made of."""
+"""The features and steering vectors of a policy, weighed by a user's stance: what PAD, soups and MOD are made of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from personalign.contracts import UserError
@@ -14,14 +14,29 @@ def weighed(state: UserState, spec: PolicySpec) -> list[tuple[float, Deltas]]:
 
     Raises UserError where a stance weighs a dimension that no feature was trained for.
     """
+    return _weighed(state, spec.features, "feature")
+
+
+def steering(state: UserState, spec: PolicySpec) -> list[tuple[float, Deltas]]:
+    """The same of the steering vectors."""
+    return _weighed(state, spec.vectors, "steering vector")
+
+
+def _weighed(state: UserState, known: Mapping[str, Deltas], kind: str) -> list[tuple[float, Deltas]]:
     weights = {d: w for d, w in (state.stance.as_dict() if state.stance else {}).items() if w != 0.0}
     for dimension in weights:
-        if dimension not in spec.features:
+        if dimension not in known:
             raise UserError(
-                f"the user has a stance on {dimension!r}, but no feature was trained for it: "
-                f"there are {listed(spec.features)}; train one, or leave the dimension out of the stance"
+                f"the user has a stance on {dimension!r}, but no {kind} was trained for it: "
+                f"there are {listed(known)}; train one, or leave the dimension out of the stance"
             )
-    return [(w, spec.features[dimension]) for dimension, w in weights.items()]
+    return [(w, known[dimension]) for dimension, w in weights.items()]
+
+
+def mixed(weights: Sequence[float], parts: Sequence[Deltas]) -> Deltas:
+    """sum_k w_k theta_k as deltas: the coefficients of every feature times its weight, weights of zero left out."""
+    found = [(w, deltas) for w, deltas in zip(weights, parts, strict=True) if w]
+    return tuple((name, w * coefficient) for w, deltas in found for name, coefficient in deltas)
 
 
 def shares(state: UserState, spec: PolicySpec, weights: Literal["simplex", "signed"]) -> list[tuple[float, Deltas]]:

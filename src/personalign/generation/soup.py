@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from personalign.contracts import Generation, PositiveFloat
-from personalign.generation.features import shares
+from personalign.generation.features import mixed, shares
 from personalign.generation.prompting import stream
 from personalign.types import Messages, Plan, PolicySpec, Request, UserState
 
@@ -32,6 +32,6 @@ class Soup(Generation):
         return request.messages
 
     def plan(self, request: Request, state: UserState, spec: PolicySpec) -> Plan:
-        parts = [(self._scale * w, deltas) for w, deltas in shares(state, spec, self._weights)]
-        mixed = tuple((name, share * coefficient) for share, deltas in parts for name, coefficient in deltas)
-        return Plan((stream(self.render(request, state), deltas=mixed),))
+        parts = shares(state, spec, self._weights)
+        deltas = mixed([self._scale * w for w, _ in parts], [deltas for _, deltas in parts])
+        return Plan((stream(self.render(request, state), deltas=deltas),))

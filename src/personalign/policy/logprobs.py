@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from personalign.policy.policy import Policy
+from personalign.policy.steering import residuals
 from personalign.policy.vocabulary import target_logprobs
 
 Ids = Sequence[int]
@@ -110,10 +111,15 @@ def answer_logits(policy: Policy, row: Branches, head: str | None = None) -> Ten
     return policy.logits(_read(policy, _layout(policy, [row]), head))
 
 
-def answer_states(policy: Policy, rows: Sequence[Branches], pooling: Pooling) -> Tensor:
-    """Per answer, in the order of `answer_logprobs`, the last hidden state at its last token or the mean over its
-    tokens: float32 [answers, width]. No answer may be empty."""
-    hidden = _hidden(policy, _layout(policy, rows))
+def answer_states(policy: Policy, rows: Sequence[Branches], pooling: Pooling, layer: int | None = None) -> Tensor:
+    """Per answer, in the order of `answer_logprobs`, the hidden state at its last token or the mean over its tokens:
+    float32 [answers, width], the last one or with `layer` that behind a layer, from 0. No answer may be empty."""
+    if layer is None:
+        hidden = _hidden(policy, _layout(policy, rows))
+    else:
+        with residuals(policy.model, layer) as seen:
+            _hidden(policy, _layout(policy, rows))
+        (hidden,) = seen
     found = []
     for states, row in zip(hidden, rows, strict=True):
         start = len(row.prompt)

@@ -50,7 +50,7 @@ class Routing:
     slices: list[tuple[int, int | None, Deltas]] = field(default_factory=list)
     # How often adapters have come or gone.
     adapted: int = 0
-    # The gates of `_opened_for`, by ranks, rows and type: a forward asks for the same ones in every layer.
+    # The gates of `_opened_for`, by ranks, rows, type and place: a forward asks for the same ones in every layer.
     _opened: dict[object, Tensor] = field(default_factory=dict)
     _opened_for: object = None
 
@@ -78,12 +78,16 @@ class Routing:
         whole = len(self.slices) == 1 and self.slices[0][1] is None
         if whole and self.slices[0][2] == tuple((name, 1.0) for name in ranks):
             return inner
+        return inner * self.weights(ranks, len(inner), inner.dtype, inner.device)
+
+    def weights(self, ranks: dict[str, int], rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """`gates` in a type and a place, made once for as long as the routing stays."""
         if self._opened_for is not self.slices:
             self._opened, self._opened_for = {}, self.slices
-        key = (tuple(ranks.items()), len(inner), inner.dtype, inner.device)
+        key = (tuple(ranks.items()), rows, dtype, device)
         if key not in self._opened:
-            self._opened[key] = self.gates(ranks, len(inner)).to(inner)
-        return inner * self._opened[key]
+            self._opened[key] = self.gates(ranks, rows).to(device, dtype)
+        return self._opened[key]
 
     def gates(self, ranks: dict[str, int], rows: int) -> Tensor:
         """[rows, 1, sum of ranks]: what each row multiplies the stacked inner products of the adapters by."""

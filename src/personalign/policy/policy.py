@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from personalign.contracts import UserError
-from personalign.policy import attention, chat, joint, lora
+from personalign.policy import attention, chat, joint, lora, steering
 from personalign.policy.soft import SoftHead, SoftTokens
 from personalign.types import Deltas, Messages, PolicySpec, Soft
 
 
 class Policy:
-    """A causal language model of transformers, its tokenizer, LoRA adapters by name and heads by name.
+    """A causal language model of transformers, its tokenizer, LoRA adapters, steering vectors and heads by name.
 
-    The base is frozen; what learns are adapters and heads. `label` names the base in records and caches. `cache`
-    is a folder for what frozen weights think of texts, which any run may use again.
+    The base is frozen; what learns are adapters, vectors and heads. `label` names the base in records and caches.
+    `cache` is a folder for what frozen weights think of texts, which any run may use again.
     """
 
     def __init__(self, model: Any, tokenizer: Any, label: str, cache: Path | None = None) -> None:
@@ -33,6 +33,7 @@ class Policy:
         self.routing = lora.Routing()
         self.packed_head = joint.install(self.model, self.routing)
         self.configs: dict[str, lora.LoRAConfig] = {}
+        self.vectors: dict[str, steering.SteeringVector] = {}
         self.heads = nn.ModuleDict()
         self._soft = SoftTokens()
         self.user_deltas: dict[str, Deltas] = {}
@@ -137,10 +138,25 @@ class Policy:
         del self.configs[name]
         self.spec = replace(self.spec, adapters=tuple(a for a in self.spec.adapters if a != name))
 
+    def add_vector(self, name: str, layer: int) -> steering.SteeringVector:
+        """A fresh steering vector behind a layer, counted from 0. Raises UserError where there is no such layer."""
+        width = self.embedding.embedding_dim
+        self.vectors[name] = steering.add(self.model, name, layer, width, self.routing)
+        return self.vectors[name]
+
+    def drop_vector(self, name: str) -> None:
+        steering.drop(self.model, name, self.vectors.pop(name).layer)
+
+    def lowest_layer(self, name: str) -> int:
+        """The first layer that an adapter or a steering vector changes anything in."""
+        return self.vectors[name].layer if name in self.vectors else min(self.configs[name].layers or (0,))
+
     def reset(self) -> None:
-        """Back to the base: no adapters, heads or names. Lets one loaded model serve many experiments."""
+        """Back to the base: no adapters, vectors, heads or names. Lets one loaded model serve many experiments."""
         for name in list(self.configs):
             self.drop_adapter(name)
+        for name in list(self.vectors):
+            self.drop_vector(name)
         self.heads = nn.ModuleDict()
         self._soft = SoftTokens()
         self.user_deltas = {}

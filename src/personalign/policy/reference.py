@@ -30,7 +30,7 @@ Read = Callable[[Sequence[Branches]], Tensor]  # of rows, a value for each of th
 
 
 def fingerprint(policy: Policy, deltas: Deltas) -> str:
-    """A hash of label, type, a sample of every base tensor, and the adapters in `deltas` with their coefficients."""
+    """A hash of label, type, a sample of every base tensor, and what `deltas` names with their coefficients."""
     digest = hashlib.sha256(f"{policy.label} {policy.dtype} {deltas}".encode())
     used = {f".deltas.{name}." for name, _ in deltas}
     for path, parameter in policy.model.named_parameters():
@@ -43,8 +43,9 @@ def fingerprint(policy: Policy, deltas: Deltas) -> str:
 
 
 def standing(policy: Policy) -> str:
-    """A hash of the policy as it stands: `fingerprint` with every adapter, and every head."""
-    digest = hashlib.sha256(fingerprint(policy, tuple((name, 1.0) for name in policy.configs)).encode())
+    """A hash of the policy as it stands: `fingerprint` with every adapter and steering vector, and every head."""
+    every = tuple((name, 1.0) for name in (*policy.configs, *policy.vectors))
+    digest = hashlib.sha256(fingerprint(policy, every).encode())
     for path, tensor in policy.heads.state_dict().items():
         digest.update(path.encode() + _bytes(tensor))
     return digest.hexdigest()
@@ -94,15 +95,22 @@ def sequence_logprobs(
 
 
 def answer_features(
-    policy: Policy, rows: Sequence[Branches], deltas: Deltas, pooling: Pooling, cache: Path | None, description: str
+    policy: Policy,
+    rows: Sequence[Branches],
+    deltas: Deltas,
+    pooling: Pooling,
+    cache: Path | None,
+    description: str,
+    layer: int | None = None,
 ) -> list[Tensor]:
-    """The last hidden states of every row's answers under `deltas`, pooled as `answer_states` does and kept as
-    log-probabilities are: float32 [answers, width] for each row, on the CPU."""
+    """The hidden states of every row's answers under `deltas`, the last ones or those behind a layer, pooled as
+    `answer_states` does and kept as log-probabilities are: float32 [answers, width] for each row, on the CPU."""
 
     def read(some: Sequence[Branches]) -> Tensor:
-        return answer_states(policy, some, pooling)
+        return answer_states(policy, some, pooling, layer)
 
-    return _readings(policy, rows, deltas, f"features-{pooling}", read, cache, description)
+    kind = f"features-{pooling}" if layer is None else f"features-{pooling}-{layer}"
+    return _readings(policy, rows, deltas, kind, read, cache, description)
 
 
 def _readings(

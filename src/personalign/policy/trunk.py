@@ -1,4 +1,4 @@
-"""Rows that read the same tokens are one row through the layers below their adapters.
+"""Rows that read the same tokens are one row through the layers below their adapters and steering vectors.
 
 A base and its adapted guides differ only from the first adapted layer on. With adapters in the upper half, a plan of
 a base and K guides that read one prompt costs half of K + 1 rows, and half of one, for the lower half of the keys
@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from personalign.policy.policy import Policy
+from personalign.policy.steering import decoder_layers
 from personalign.types import Deltas
 
 # The arguments of a layer, as a forward hook hands them over.
@@ -58,7 +59,7 @@ class Trunk:
     @contextmanager
     def grown(self, policy: Policy, alike: bool = False) -> Iterator[None]:
         """Forwards of `policy` go through this trunk; `alike` where no layer is told anything by row but its states."""
-        layers = list(enumerate(_layers(policy)[: self.depth + 1] if self.depth else []))
+        layers = list(enumerate(decoder_layers(policy.model)[: self.depth + 1] if self.depth else []))
         hooks = [
             layer.register_forward_pre_hook(_Gate(self, i), with_kwargs=True)
             for i, layer in (layers[:1] + layers[-1:] if alike else layers)
@@ -87,15 +88,10 @@ class _Gate:
         return (states, *args[1:]), trunk.narrowed(told)
 
 
-def _layers(policy: Policy) -> list[nn.Module]:
-    """The decoder's layers where they are one list in their order; empty for other models."""
-    found = getattr(policy.model.get_decoder(), "layers", None)
-    return list(found) if isinstance(found, nn.ModuleList) else []
-
-
 def trunk_of(policy: Policy, rows: Sequence[tuple[Hashable, Deltas]]) -> Trunk:
-    """The trunk of rows (what is read, deltas): as deep as the first adapted layer, none where no two rows agree."""
+    """The trunk of rows (what is read, deltas): as deep as the first adapted or steered layer, none where no two rows
+    agree."""
     shared = len({key for key, _ in rows}) < len(rows)
     names = {name for _, deltas in rows for name, _ in deltas}
-    depths = [min(policy.configs[name].layers or (0,)) for name in names]
-    return Trunk(min([len(_layers(policy)), *depths]) if shared and names else 0)
+    depths = [policy.lowest_layer(name) for name in names]
+    return Trunk(min([len(decoder_layers(policy.model)), *depths]) if shared and names else 0)
