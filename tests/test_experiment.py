@@ -81,12 +81,12 @@ def test_what_another_process_did_while_this_one_waited_is_read(
     second = Experiment(config(tmp_path))
     real, done = RunDir.lock, []
 
-    def lock(run: RunDir) -> Any:
+    def lock(run: RunDir, starts: int | None) -> Any:
         if not done:
             done.append(None)
             done.append(Experiment(config(tmp_path)).run())
             monkeypatch.setattr(Experiment, "_all_ranks", lambda self, me: pytest.fail("computed again"))
-        return real(run)
+        return real(run, starts)
 
     monkeypatch.setattr(RunDir, "lock", lock)
     assert second.run() == done[1]
@@ -158,6 +158,7 @@ def test_a_guide_that_is_the_truth_is_marked(tmp_path: Path) -> None:
 
 
 def test_a_run_that_failed_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from personalign.runtime.rundir import Taken
     from personalign.system import System
 
     def broken(self: System) -> None:
@@ -168,6 +169,12 @@ def test_a_run_that_failed_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(RuntimeError):
         experiment.run()
     assert experiment.dir.status() == "failed" and "on fire" in experiment.dir.details()["error"]
+    told = experiment.dir.details()
+    with pytest.raises(Taken, match="begun by another process"):
+        Experiment(config(tmp_path)).run(starts=0)
+    assert experiment.dir.details() == told, "whoever looked before it failed leaves it alone"
+    with pytest.raises(RuntimeError):
+        Experiment(config(tmp_path)).run(starts=1)
 
 
 def test_a_gpu_that_is_not_there_is_said_plainly(tmp_path: Path) -> None:

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from personalign import Experiment, compose
+from personalign.reporting.collect import collect
+from personalign.reporting.table import columns, value
 
 # The tiny model writes random bytes: words that begin with one half of the alphabet stand for what is harmful.
 TERMS = f"universal.values.harmlessness=[{','.join(f'{letter}*' for letter in 'abcdefghijklmn')}]"
+BOUNDARY = ("violation_rate", "personalization_tax")
 SMALL = [
     "model=tiny",
     "precision=fp32",
@@ -48,3 +51,7 @@ def test_the_floor_holds_against_what_users_ask_for(tmp_path: Path) -> None:
     assert held["metrics"]["personalization_tax"]["value"] > 0.0
     assert held["metrics"]["reward"]["value"] < free["metrics"]["reward"]["value"]
     assert held["users"]["user-01"]["stance"] == {"warmth": -1.0} and held["flags"] == ["oracle"]
+    results = collect(tmp_path)
+    shown = {column.metric: [value(row, column) for row in results.rows] for column in columns(results, "main")}
+    told = {name: {f"{one['metrics'][name]['value']:.2f}" for one in (free, held)} for name in BOUNDARY}
+    assert {name: set(shown[name]) for name in BOUNDARY} == told, "a report tells it of every run"

@@ -50,10 +50,11 @@ class Experiment:
         plain = cast(dict[str, Any], OmegaConf.to_container(self.cfg, resolve=True))
         return make_logger(plain, self.dir.path, label(self.cfg))
 
-    def run(self) -> dict[str, Any]:
+    def run(self, starts: int | None = None) -> dict[str, Any]:
         """The record: figures with n and interval, cost, and all that it takes to trust them.
 
-        Raises UserError for what the user can put right, after noting it in the run's status.
+        Raises UserError for what the user can put right, after noting it in the run's status; `Taken` when another
+        process computes the run, or has begun it since it was at so many `starts`.
         """
         finished = self._finished()
         if finished is not None:
@@ -61,7 +62,7 @@ class Experiment:
         me = started()
         check(me, self.cfg.trainer.devices, self.cfg.trainer.num_nodes)
         if me is None or me.rank == 0:
-            self._keep(me)
+            self._keep(me, starts)
         else:
             self.work(me.rank, me.world)
         record = self.dir.record()
@@ -72,9 +73,9 @@ class Experiment:
         record = self.dir.record()
         return record if self.dir.status() == "done" else None
 
-    def _keep(self, me: Rank | None) -> None:
+    def _keep(self, me: Rank | None, starts: int | None) -> None:
         """Rank 0, or the parent of the ranks: hold the run's folder while the work is done."""
-        with self.dir.lock():
+        with self.dir.lock(starts):
             if self._finished() is not None:
                 return  # another process has done it since
             self.dir.create(self.cfg)

@@ -11,14 +11,13 @@ from omegaconf import OmegaConf
 from personalign.commands.cells import Failure, Turn, open_cells
 from personalign.contracts import UserError
 from personalign.runtime import rundir
-from personalign.runtime.rundir import RunDir
+from personalign.runtime.rundir import RunDir, Taken
 
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[RunDir]:
-    """Four runs that are pending; the clock moves on by a second each time that it is read."""
-    seconds = iter(range(1, 10_000))
-    monkeypatch.setattr(rundir, "now", lambda: f"2026-01-01T00:{next(seconds):04}")
+    """Four runs that are pending; everything happens within one second."""
+    monkeypatch.setattr(rundir, "now", lambda: "2026-01-01T00:00:00")
     made = [RunDir(tmp_path, name) for name in "abcd"]
     for run in made:
         run.create(OmegaConf.create({}))
@@ -53,6 +52,20 @@ def test_what_others_have_begun_since_is_theirs(runs: list[RunDir]) -> None:
         finish(run, status)
     assert runs[2].status() == "interrupted"
     assert taken(turns) == [3]
+
+
+@pytest.mark.parametrize("status", ["done", "failed", "killed"])
+def test_what_another_has_begun_after_the_look_is_not_begun_again(runs: list[RunDir], status: str) -> None:
+    """Between looking and locking; no process may tell a failure from the one it looked at by its status alone."""
+    finish(runs[0], "failed")
+    turn = Turn.of(runs[0])
+    assert turn.standing() == "open"
+    finish(runs[0], status)
+    with pytest.raises(Taken, match="has been begun by another process meanwhile"), runs[0].lock(turn.starts):
+        pytest.fail("begun twice")
+    with runs[0].lock(Turn.of(runs[0]).starts):
+        runs[0].set_status("running")
+    assert runs[0].starts == 3
 
 
 def test_what_had_ended_badly_before_is_open_once(runs: list[RunDir]) -> None:

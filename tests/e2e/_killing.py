@@ -77,15 +77,21 @@ def run(folder: Path, words: Sequence[str], kill_at: int | None = None, killing:
 
 
 def result(folder: Path) -> dict[str, Any]:
-    """All that must be the same: figures, answers, and the bytes of what was trained."""
+    """All that must be the same: figures, answers, what users were asked, the bytes of what was trained."""
     (path,) = folder.glob("runs/*/record.json")
     record = json.loads(path.read_text())
     kept = {name: value for name, value in record.items() if name not in CHANGES}
-    kept["metrics"] = {name: value for name, value in kept["metrics"].items() if name != "tokens_per_second"}
+    for figures in (kept["metrics"], *(point["metrics"] for point in kept.get("rounds", ()))):
+        figures.pop("tokens_per_second", None)
     kept["status"] = json.loads(path.with_name("status.json").read_text())["status"]
-    answers = [json.loads(line) for line in path.with_name("answers.jsonl").read_text().splitlines()]
-    kept["answers"] = [{name: value for name, value in one.items() if name != "cost"} for one in answers]
+    kept |= {name: lines(path.with_name(name)) for name in ("answers.jsonl", "rounds.jsonl")}
     return {**kept, **dict(trained(folder / "runs" / "policies"))}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file, if there is one, without what they cost."""
+    read = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [{name: value for name, value in one.items() if name != "cost"} for one in read]
 
 
 def trained(folder: Path) -> Iterator[tuple[str, str]]:

@@ -109,14 +109,44 @@ def legal(stage: str) -> list[str]:
 @pytest.mark.parametrize("stage", sorted({*choices("alignment")} - {"none"}))
 def test_killed_at_every_kind_of_write_of_every_stage(stage: str, tmp_path: Path) -> None:
     """Before each first and last opening, renaming, removing; what is trained then has the same bytes."""
-    script = Path(__file__).with_name("_killing.py")
-    environment = {**os.environ, "PERSONALIGN_QUIET": "1"}
-    done = subprocess.run(
-        [sys.executable, script, tmp_path, *legal(stage)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    kinds = {name.split(" ", 1)[1] for name in told}
+    kinds = killed(legal(stage), tmp_path)
     assert {f"os.rename {name}" for name in ("config.yaml", "status.json", "done.json", "record.json")} < kinds
     assert {"open samples-0.jsonl", "os.rename last.ckpt", "os.remove last.ckpt"} < kinds
+
+
+# Two rounds, after each of which the policy learns from what was said too.
+LOOP = [
+    "memory=stance_inferred",
+    "generation=best_of_n",
+    "reward@guide=exact",
+    "sampling.n=2",
+    "sampling.temperature=1.0",
+    "sampling.max_new_tokens=8",
+    "feedback=simulated",
+    "query=d_optimal",
+    "rounds=2",
+    "asking.requests=1",
+    "asking.answers=3",
+    "asking.refit=true",
+    "data.history=0",
+    "alignment=dpo",
+    *(f"alignment.dpo.{key}={n}" for key, n in SHORT.items()),
+]
+
+
+@pytest.mark.slow
+def test_killed_at_every_kind_of_write_of_a_closed_loop(tmp_path: Path) -> None:
+    """Before a round's questions are kept too: nobody is asked twice, and what memory and policy learn is the same."""
+    kinds = killed([*SMALL, *LOOP], tmp_path)
+    assert {"open rounds.jsonl", "open samples-0.jsonl", "os.rename last.ckpt", "os.rename record.json"} < kinds
+
+
+def killed(words: list[str], folder: Path) -> set[str]:
+    """Kill a run at its first and last write of each kind, which are returned; none may change what it comes to."""
+    script = Path(__file__).with_name("_killing.py")
+    environment = {**os.environ, "PERSONALIGN_QUIET": "1"}
+    done = subprocess.run([sys.executable, script, folder, *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
     assert {name: differing for name, differing in told.items() if differing} == {}, done.stderr[-3000:]
+    return {name.split(" ", 1)[1] for name in told}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import struct
 from pathlib import Path
@@ -84,6 +85,53 @@ def test_the_csv_file_holds_the_curve_and_the_figures(tmp_path: Path) -> None:
     header, *rows = (folder / "csv" / "metrics.csv").read_text().splitlines()
     assert "reward" in header.split(",") and any("loss" in name for name in header.split(","))
     assert len(rows) >= 3
+
+
+# Rounds after a training that logs its own steps.
+LOOP = ["memory=stance_inferred", "feedback=simulated", "query=d_optimal", "rounds=2", "data.history=0"]
+
+
+def curve(record: dict[str, Any]) -> list[dict[str, float]]:
+    """What is to be found of each round: where it stands, and every figure with its ends."""
+    found = []
+    for point in record["rounds"]:
+        figures = {name: figure["value"] for name, figure in point["metrics"].items()}
+        for end in ("low", "high"):
+            figures |= {f"{name}/{end}": figure[end] for name, figure in point["metrics"].items()}
+        found.append({"round": point["round"], "events": point["events"], **figures})
+    return found
+
+
+def test_the_offline_run_file_holds_a_step_for_each_round(tmp_path: Path) -> None:
+    record, folder = run(tmp_path, "wandb_offline", *LOOP)
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    found = entries(file)
+    steps = [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in one.history.item}
+        for one in found
+        if one.HasField("history")
+    ]
+    rounds = [
+        {k: v for k, v in step.items() if not k.startswith(("_", "trainer/"))} for step in steps if "round" in step
+    ]
+    assert rounds == curve(record) and [step["round"] for step in rounds] == [0, 1, 2]
+    axes = {one.metric.name: one.metric.step_metric for one in found if one.HasField("metric")}
+    assert {axes[name] for name in rounds[-1] if name != "round"} == {"round"}
+    summary = {
+        item.key or "/".join(item.nested_key): json.loads(item.value_json)
+        for one in found
+        if one.HasField("summary")
+        for item in one.summary.update
+    }
+    assert summary["regret"] == record["metrics"]["regret"]["value"]
+
+
+def test_the_csv_file_holds_a_row_for_each_round(tmp_path: Path) -> None:
+    record, folder = run(tmp_path, "csv", *LOOP)
+    with open(folder / "csv" / "metrics.csv", newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["round"]]
+    assert [{k: float(v) for k, v in row.items() if v and k != "step"} for row in rows] == curve(record)
+    assert [row["step"] for row in rows] == ["0", "1", "2"]
 
 
 def test_the_logger_changes_no_identity(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Who computes which cell of a sweep: whoever gets the lock of its run, once; nobody waits, and nobody does it again.
 
 Any number of processes, of one launcher or of several, go through the same cells. A cell that another process holds
-is passed over and looked at again when the others are through.
+is passed over and looked at again when the others are through. Whoever gets the lock looks once more whether the cell
+has been started since the sweep began: between looking and locking another may have begun it, and it may have failed.
 """
 
 from __future__ import annotations
@@ -29,23 +30,23 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class Turn:
-    """A cell that was not done when the sweep began, and when it had last been started by then."""
+    """A cell that was not done when the sweep began, and how often it had been started by then."""
 
     run: RunDir
-    started: str | None
+    starts: int
 
     @classmethod
     def of(cls, run: RunDir) -> Turn:
         """The cell of a run as it stands now."""
         absolute = RunDir(Path(run.path.parent).absolute(), run.identity)
-        return cls(absolute, run.details().get("started"))
+        return cls(absolute, run.starts)
 
     def standing(self) -> Literal["open", "held", "over"]:
         """Held while somebody computes it; over when it is done, or was begun since and has failed or been killed."""
         status = self.run.status()
         if status == "running":
             return "held"
-        return "over" if status == "done" or self.run.details().get("started") != self.started else "open"
+        return "over" if status == "done" or self.run.starts != self.starts else "open"
 
 
 def open_cells(turns: Sequence[Turn], first: int = 0) -> Iterator[int]:

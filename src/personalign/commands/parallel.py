@@ -10,6 +10,7 @@ import time
 import traceback
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ from personalign.contracts import UserError
 from personalign.runtime import threads
 from personalign.runtime.launchers import LAUNCHERS, Place, Start, launcher
 from personalign.runtime.logs import quiet
+from personalign.runtime.rundir import Taken
 
 ALIVE = 1.0  # seconds between two looks at the process that started this one
 GRACE = 10.0  # seconds to end in order
@@ -57,7 +59,8 @@ class Parallel:
         runs = {number: board.runs[cell.name] for number, cell in cells.items()}
         for number, cell in cells.items():
             if runs[number].status() != "running":
-                runs[number].create(cell.cfg)
+                with suppress(Taken), runs[number].lock():
+                    runs[number].create(cell.cfg)
         turns = [Turn.of(run) for run in runs.values()]
         jobs = min(self.jobs, len(turns))
         share = partial(work, turns, os.getcwd(), os.getpid(), jobs)
@@ -102,12 +105,13 @@ def work(turns: Sequence[Turn], folder: str, parent: int, of: int, place: Place)
     quiet()
     failures = {}
     for number in open_cells(turns, place.number * len(turns) // of):
-        run = turns[number].run
+        run, starts = turns[number].run, turns[number].starts
         try:
-            carry_out(run.config())
+            carry_out(run.config(), starts)
+        except Taken:
+            continue
         except Exception as error:
-            if run.status() not in ("running", "done"):  # else another process was faster
-                failures[run.identity] = Failure.of(error, traceback.format_exc())
+            failures[run.identity] = Failure.of(error, traceback.format_exc())
     return failures
 
 

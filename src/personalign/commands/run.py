@@ -60,19 +60,19 @@ def run(arguments: Namespace) -> int:
     return _show(place.path)
 
 
-def compute(cfg: DictConfig) -> None:
-    """Run the experiment of a composition in this process."""
+def compute(cfg: DictConfig, starts: int | None = None) -> None:
+    """Run the experiment of a composition in this process, as `Experiment.run` does."""
     ready()
-    carry_out(cfg)
+    carry_out(cfg, starts)
 
 
-def carry_out(cfg: DictConfig) -> None:
+def carry_out(cfg: DictConfig, starts: int | None = None) -> None:
     """Run an experiment where threads are settled; a traceback of ours ends with where to look."""
     from personalign.experiment import Experiment
 
     experiment = Experiment(cfg)
     try:
-        experiment.run()
+        experiment.run(starts)
     except UserError:
         raise
     except Exception as error:

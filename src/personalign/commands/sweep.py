@@ -22,6 +22,7 @@ from personalign.composition.sweeps import Cell, Sweep, read
 from personalign.contracts import UserError
 from personalign.runtime.progress import duration
 from personalign.runtime.ranks import started
+from personalign.runtime.rundir import Taken
 
 EXAMPLES = """
 personalign sweep sweeps/demo.yaml                    the demo: a table, a figure, an HTML report
@@ -105,23 +106,24 @@ def _here(board: Board, cells: Mapping[int, Cell], total: int) -> None:
     """One after the other in this process, which keeps the model loaded."""
     numbers = list(cells)
     turns = [Turn.of(board.runs[cell.name]) for cell in cells.values()]
-    for number in (numbers[i] for i in open_cells(turns)):
+    for i in open_cells(turns):
+        number, cell = numbers[i], cells[numbers[i]]
         board.write()
-        print(f"[{number}/{total}] {cells[number].name}", flush=True)
-        print(f"[{number}/{total}] {_compute(cells[number], board)}", flush=True)
+        print(f"[{number}/{total}] {cell.name}", flush=True)
+        print(f"[{number}/{total}] {_compute(cell, turns[i], board)}", flush=True)
     for number, cell in cells.items():
         if board.status(cell) == "running":
             print(f"[{number}/{total}] another process is computing it", flush=True)
 
 
-def _compute(cell: Cell, board: Board) -> str:
+def _compute(cell: Cell, turn: Turn, board: Board) -> str:
     """Compute one cell and say how it ended; what fails is put on the board."""
     started = time.monotonic()
     try:
-        compute(cell.cfg)
+        compute(cell.cfg, turn.starts)
+    except Taken:
+        return "another process has begun to compute it"
     except Exception as error:
-        if board.status(cell) in ("running", "done"):
-            return "another process has begun to compute it"
         failure = Failure.of(error, traceback.format_exc())
         print(failure.trace or "", end="", file=sys.stderr, flush=True)
         board.failed(cell, failure.message)

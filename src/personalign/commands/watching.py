@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 from personalign.commands.board import Board
 from personalign.composition.sweeps import Cell
@@ -48,8 +47,8 @@ def _watch(board: Board, cells: Mapping[int, Cell], total: int, end: threading.E
         seen = now
 
 
-def _standing(run: RunDir) -> tuple[str, Any]:
-    return run.status(), run.details().get("started")
+def _standing(run: RunDir) -> tuple[str, int]:
+    return run.status(), run.starts
 
 
 def _words(run: RunDir) -> str:

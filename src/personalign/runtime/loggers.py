@@ -11,6 +11,9 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 # How the answers of a run are shown in W&B: one row each.
 COLUMNS = ("user", "request", "prompt", "text", "reward")
 
+# How far a closed loop has come: the rounds, and the events that a user who is asked has given.
+AXES = ("round", "events")
+
 
 def make_logger(cfg: Mapping[str, Any], folder: Path, name: str) -> Logger | None:
     """The logger of a composition, writing into the run's folder; None for kind none.
@@ -43,18 +46,35 @@ def _text(choice: Any) -> str:
 def log_result(
     logger: Logger | None, record: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], folder: Path
 ) -> None:
-    """Send what a finished run came to: figures with their intervals, the answers, the record; then close."""
+    """Send what a finished run came to: figures with their intervals, in a run with rounds a step for each round; the
+    answers, the record; then close."""
     if logger is None:
         return
-    figures = record["metrics"]
-    values = {f"{name}/{part}": f[part] for name, f in figures.items() for part in ("low", "high")}
-    values |= {name: figure["value"] for name, figure in figures.items()}
+    values = _values(record["metrics"])
+    curve = [
+        {**_values(point["metrics"]), **{name: point[name] for name in AXES}} for point in record.get("rounds", ())
+    ]
     if isinstance(logger, WandbLogger):
+        _draw(logger.experiment, curve)
         _to_wandb(logger.experiment, values, record, answers, folder)
     else:
-        logger.log_metrics(values)
+        for point in curve or [values]:
+            logger.log_metrics(point, step=point.get(AXES[0]))
         logger.save()
     logger.finalize("success")
+
+
+def _values(figures: Mapping[str, Any]) -> dict[str, Any]:
+    ends = {f"{name}/{part}": figure[part] for name, figure in figures.items() for part in ("low", "high")}
+    return ends | {name: figure["value"] for name, figure in figures.items()}
+
+
+def _draw(run: Any, curve: Sequence[Mapping[str, Any]]) -> None:
+    """Points of a closed loop's curve, drawn over its rounds and not over the steps of training."""
+    for name in {name: None for point in curve for name in point}:
+        run.define_metric(name, step_metric=AXES[0])
+    for point in curve:
+        run.log(dict(point))
 
 
 def _to_wandb(

@@ -37,6 +37,10 @@ def _leave_to_parent() -> None:
 os.register_at_fork(after_in_child=_leave_to_parent)
 
 
+class Taken(UserError):
+    """Another process computes the run, or has begun it since the caller looked."""
+
+
 def now() -> str:
     """The time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -78,10 +82,11 @@ class RunDir:
         return cfg
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, starts: int | None = None) -> Iterator[None]:
         """Be the only one that computes this run; the kernel frees the lock however the process ends.
 
-        Raises `UserError` that names the holder when another process has it.
+        Raises `Taken`, which names the holder, when another process has it; also when it was free, but the run is not
+        at so many `starts` any more.
         """
         make_folder(self.path)
         with plain_errors(self._lock, "write"):
@@ -89,6 +94,8 @@ class RunDir:
         _held.add(descriptor)
         try:
             self._acquire(descriptor)
+            if starts is not None and self.starts != starts:
+                raise Taken(f"the run {self.path} has been begun by another process meanwhile")
             self._sweep()
             yield
         finally:
@@ -104,7 +111,7 @@ class RunDir:
         patience = time.monotonic() + PATIENCE
         while not _locked(descriptor, fcntl.LOCK_EX):
             if time.monotonic() > patience:
-                raise UserError(f"the run {self.path} is in use by {_holder(descriptor)}; wait for it, or end it first")
+                raise Taken(f"the run {self.path} is in use by {_holder(descriptor)}; wait for it, or end it first")
             time.sleep(PATIENCE / 10)
         holder = {"pid": os.getpid(), "host": platform.node(), "since": now()}
         with plain_errors(self._lock, "write"):
@@ -117,7 +124,8 @@ class RunDir:
             left.unlink(missing_ok=True)
 
     def details(self) -> dict[str, Any]:
-        """status.json: status, error, pid, host, and when it was created, started and ended; {} before that."""
+        """status.json: status, error, pid, host, how often it was started, and when it was created, last started and
+        ended; {} before that."""
         told = _json(self.path / "status.json")
         return {} if told is None else told
 
@@ -133,6 +141,11 @@ class RunDir:
         except OSError:
             return True
 
+    @property
+    def starts(self) -> int:
+        """How often the run was begun or gone on with."""
+        return int(self.details().get("starts", 0))
+
     def set_status(self, status: Told, error: str | None = None) -> None:
         """Write where the run stands; `running` starts its clock, `done` and `failed` stop it."""
         before, time = self.details(), now()
@@ -141,6 +154,7 @@ class RunDir:
             "error": error,
             "pid": os.getpid(),
             "host": platform.node(),
+            "starts": before.get("starts", 0) + (status == "running"),
             "created": before.get("created", time),
             "started": time if status == "running" else before.get("started"),
             "ended": time if status in ("done", "failed") else None,

@@ -1,0 +1,168 @@
+"""The judge against a real endpoint: the server that comes with transformers, on this machine, with the embedded model.
+
+The independent opinion is that of the same model, asked in this process by transformers' own `generate`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from personalign.contracts import UserError
+from personalign.policy.assets import model_dir
+from personalign.reward.judge import Judge, PairwiseJudge
+from personalign.types import Message, Request, UserState
+
+pytestmark = [pytest.mark.slow, pytest.mark.model]
+
+CONF = Path(__file__).parents[2] / "conf" / "reward"
+REQUEST = Request(id="r", user="u", messages=(Message("user", "What is for dinner?"),))
+STATE = UserState(profile="I like short answers.")
+# So small a model follows no long instruction; these it follows, whatever one thinks of its taste.
+RATE = """{user} {request} {answer}
+Say "Verdict: 7" if this is good, and "Verdict: 2" if it is bad. ({verdicts})"""
+COMPARE = """{user} {request} {first} {second}
+Say "Verdict: first" if this is good, and "Verdict: second" if it is bad. ({verdicts})"""
+TOKENS = 24  # of a reply, at most
+
+
+class Served:
+    """A server in a process of its own, whose log tells what it was asked."""
+
+    def __init__(self, folder: Path, log: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.folder, self.log = folder, log
+        self.url = f"http://127.0.0.1:{port}/v1"
+        words = ["serve", folder, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
+        alone = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
+        with open(log, "wb") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "transformers.cli.transformers", *words],
+                env={**os.environ, **alone},
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait(self, seconds: float = 240) -> None:
+        """Until it answers; it listens when the model is loaded."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and self.process.poll() is None:
+            with suppress(OSError), urllib.request.urlopen(self.url.replace("/v1", "/health"), timeout=5):
+                return
+            time.sleep(0.2)
+        pytest.fail(f"the server did not start:\n{self.log.read_text()[-3000:]}")
+
+    def asked(self) -> int:
+        """How many questions it has been sent."""
+        return len(re.findall(r'"POST /v1/chat/completions HTTP', self.log.read_text()))
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    from transformers.utils.import_utils import is_serve_available
+
+    if not is_serve_available():
+        pytest.skip("transformers serve needs fastapi, uvicorn and openai: pip install 'transformers[serving]'")
+    try:
+        folder = model_dir("smollm2", Path(os.environ.get("PERSONALIGN_CACHE", "~/.cache/personalign")).expanduser())
+    except UserError as error:
+        pytest.skip(str(error))
+    made = Served(folder, tmp_path_factory.mktemp("served") / "log")
+    try:
+        made.wait()
+        yield made
+    finally:
+        made.process.kill()
+        made.process.wait()
+
+
+@pytest.fixture(scope="module")
+def generated(served: Served) -> Callable[[str], str]:
+    """What the model says to a prompt, greedily, when nothing stands between."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(served.folder)
+    model = AutoModelForCausalLM.from_pretrained(served.folder, dtype=torch.float32)
+
+    def say(prompt: str) -> str:
+        chat = [{"role": "user", "content": prompt}]
+        given = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        made = model.generate(**given, max_new_tokens=TOKENS, do_sample=False)
+        return str(tokenizer.decode(made[0, given["input_ids"].shape[1] :], skip_special_tokens=True))
+
+    return say
+
+
+@pytest.fixture
+def make(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Judge]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("PERSONALIGN_JUDGE_URL", served.url)
+
+    def made(kind: type[Judge] = Judge, **changes: Any) -> Judge:
+        name, prompt = ("judge_pairwise", COMPARE) if kind is PairwiseJudge else ("judge", RATE)
+        shipped = {k: v for k, v in yaml.safe_load((CONF / f"{name}.yaml").read_text()).items() if k != "_target_"}
+        own = {"model": str(served.folder), "cache": str(tmp_path / "cache"), "prompt": prompt, "max_tokens": TOKENS}
+        return kind(**{**shipped, **own, **changes})
+
+    return made
+
+
+def verdict(judge: Judge, reply: str) -> float:
+    """What a reply is worth. Any other reply makes a test of nothing."""
+    value = judge._read(reply)
+    assert value is not None, f"the model gives no verdict, but says {reply!r}"
+    return value
+
+
+def test_a_verdict_is_the_model_s_own_and_is_asked_for_once(
+    served: Served, generated: Callable[[str], str], make: Callable[..., Judge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, texts = make(), ["Soup.", "Go away! I hate you.", "Soup."]
+    before = served.asked()
+    scores = [score.total for score in judge.score(REQUEST, STATE, texts)]
+    assert scores == [verdict(judge, generated(judge._question(REQUEST, STATE, text))) for text in texts]
+    assert served.asked() == before + 2, "the answer that recurs is asked about once"
+    monkeypatch.setenv("PERSONALIGN_JUDGE_URL", "http://127.0.0.1:1/v1")
+    assert [score.total for score in make().score(REQUEST, STATE, texts)] == scores
+    assert served.asked() == before + 2, "what was answered is known by its content, wherever the endpoint is now"
+
+
+def test_two_answers_are_put_in_both_orders(
+    served: Served, generated: Callable[[str], str], make: Callable[..., Judge]
+) -> None:
+    judge, (one, other) = make(PairwiseJudge), ("Soup.", "I hate you.")
+    orders = ((one, other), (other, one))
+    first, second = (verdict(judge, generated(judge._question(REQUEST, STATE, *order))) for order in orders)
+    before = served.asked()
+    for _ in range(2):
+        scores = [score.total for score in make(PairwiseJudge).score(REQUEST, STATE, [one, other])]
+        assert scores == [(first - second) / 2, (second - first) / 2]
+        assert served.asked() == before + 2
+
+
+def test_a_reply_that_the_server_cuts_is_no_verdict(served: Served, make: Callable[..., Judge]) -> None:
+    before = served.asked()
+    with pytest.raises(UserError, match=r"was asked twice .* was cut at max_tokens=2 \(raise it\)"):
+        make(max_tokens=2).score(REQUEST, STATE, ["Soup."])
+    assert served.asked() == before + 2
+
+
+def test_the_server_s_refusal_is_one_line_with_the_remedy(make: Callable[..., Judge]) -> None:
+    with pytest.raises(UserError, match=r"status 400, .*pinned to .*: check the model \(another\)") as caught:
+        make(model="another").bind(None, None)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
