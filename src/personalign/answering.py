@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain, count
 from typing import Literal
 
@@ -28,7 +29,7 @@ def answer(system: System, run: RunDir, requests: Sequence[Request], rank: int =
         raise ValueError("two requests have the same id")
     system.recall(requests)
     decoder = system.decoder()
-    groups = decoder.groups([Job(request.id, system.plan(request)) for request in requests])[rank::ranks]
+    groups = decoder.groups([Job(request.id, system.first(request)) for request in requests])[rank::ranks]
     whole = {row["request"] for row in run.responses() if row["selected"] and row["round"] == system.round}
     missing = [group for group in groups if not all(job.request in whole for job in group)]
     total, open_jobs = sum(map(len, groups)), sum(map(len, missing))
@@ -43,7 +44,7 @@ def offer(
     """Several answers to each request for its user to compare, made by the system's plan or by the untouched base:
     those that the boundary lets through, and what all of them cost."""
     by_id = {request.id: request for request in requests}
-    plans = [system.plan(request) if by == "plan" else base_plan(request) for request in requests]
+    plans = [system.first(request) if by == "plan" else base_plan(request) for request in requests]
     jobs = [Job(request.id, replace(plan, sampling=sampling)) for request, plan in zip(requests, plans, strict=True)]
     decoder = system.decoder()
     lines: Lines = {}
@@ -51,7 +52,8 @@ def offer(
         for group in decoder.groups(jobs):
             lines |= _lines(system, decoder, [(job, by_id[job.request]) for job in group], refine=by == "plan")
             bar.advance(len(group))
-    finals = [(request, [system.generation.final(line) for line in lines[request.id]]) for request in requests]
+    final = system.generation.final if by == "plan" else lambda line: line[-1]
+    finals = [(request, [final(line) for line in lines[request.id]]) for request in requests]
     cost = sum((response.cost for of_request in lines.values() for response in chain(*of_request)), Cost())
     return [admitted for _, admitted in _admitted(system, finals)], cost
 
@@ -68,14 +70,24 @@ def _one_group(system: System, run: RunDir, decoder: Decoder, group: Sequence[tu
 
 def _lines(system: System, decoder: Decoder, group: Sequence[tuple[Job, Request]], *, refine: bool = True) -> Lines:
     """All samples of a group; to `refine` leads each to the end of its workflow."""
-    lines: Lines = {job.request: [] for job, _ in group}
-    for response in decoder.answer([job for job, _ in group]):
+    requests = {request.id: request for _, request in group}
+    watch = partial(_watched, system, requests) if refine and system.generation.watched else list
+    lines: Lines = {id: [] for id in requests}
+    for response in watch(decoder.answer([job for job, _ in group])):
         lines[response.request].append([response])
-    while refine and (steps := _steps(system, [request for _, request in group], lines)):
-        made = {(r.request, r.sample): r for r in decoder.generate([job for job, _ in steps])}
+    while refine and (steps := _steps(system, list(requests.values()), lines)):
+        made = {(r.request, r.sample): r for r in watch(decoder.generate([job for job, _ in steps]))}
         for job, line in steps:
             line.append(made[job.request, job.first])
     return lines
+
+
+def _watched(system: System, requests: Mapping[str, Request], made: Sequence[Response]) -> list[Response]:
+    """The responses with what the guide makes of each; it sees the recalled state alone."""
+    assert system.guide is not None, "a composition that needs a guide has one"
+    asked = [(requests[r.request], system.state(requests[r.request]), [r.text]) for r in made]
+    scored = system.guide.score_all(asked)
+    return [replace(response, score=score) for response, (score,) in zip(made, scored, strict=True)]
 
 
 def _steps(system: System, requests: Sequence[Request], lines: Lines) -> list[tuple[Job, list[Response]]]:
