@@ -8,13 +8,18 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from personalign.generation.agent import Agent
+from personalign.generation.aligner import Aligner, MetaAligner
 from personalign.generation.best_of_n import BestOfN, BestOfNPreference
 from personalign.generation.context_steering import Amulet, ContextSteering
 from personalign.generation.draft_critique_revise import DraftCritiqueRevise
+from personalign.generation.icdpo import ICDPO
 from personalign.generation.in_context import InContext
 from personalign.generation.pad import Pad, PadScalar
 from personalign.generation.plain import Plain
 from personalign.generation.preference_prompt import PreferencePrompt
+from personalign.generation.refined_prompt import RefinedPrompt
+from personalign.generation.rejection import Rejection
 from personalign.generation.retrieval_prompt import RetrievalPrompt
 from personalign.generation.ric import Ric
 from personalign.generation.soft_tokens import SoftTokens
@@ -22,8 +27,9 @@ from personalign.generation.soup import Soup
 from personalign.types import Message, PolicySpec, Request, Snippet, Stance, UserState
 
 CONF = Path(__file__).parents[2] / "conf"
-PROMPTED = (Plain, PreferencePrompt, InContext, RetrievalPrompt, DraftCritiqueRevise)
-PARTS = (*PROMPTED, BestOfN, BestOfNPreference, ContextSteering, Amulet, Pad, PadScalar, Ric, SoftTokens, Soup)
+PROMPTED = (Plain, Aligner, MetaAligner, PreferencePrompt, InContext, ICDPO, Rejection, RetrievalPrompt)
+AGENTS = (Agent, DraftCritiqueRevise, RefinedPrompt)
+PARTS = (*PROMPTED, *AGENTS, BestOfN, BestOfNPreference, ContextSteering, Amulet, Pad, PadScalar, Ric, SoftTokens, Soup)
 CLASSES = {c.__name__: c for c in PARTS}
 CHOICES = sorted(path.stem for path in (CONF / "generation").glob("*.yaml"))
 
