@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from personalign.contracts import Placement, PositiveInt, UserError
 from personalign.generation.preference_prompt import PreferencePrompt
@@ -24,7 +25,7 @@ class Agent(PreferencePrompt):
     show gets the answer to the plain request. Raises UserError where steps and prompts do not fit one another.
     """
 
-    needs = ("state.profile", "state.snippets")
+    needs: ClassVar[tuple[str, ...]] = ("state.profile", "state.snippets")
     provides = ()
     paper = "arXiv 2503.17003, section 4.2 (workflow customization), with arXiv 2402.01622 among its examples"
     node = "personalized generation / agent / workflow customization"
