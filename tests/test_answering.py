@@ -98,6 +98,42 @@ def test_best_of_one_is_its_prompt_s_own_answer(tmp_path: Path) -> None:
         assert texts[0] == texts[1]
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_rejection_draws_until_the_guide_is_content_and_gives_the_best_so_far(tmp_path: Path, n: int) -> None:
+    """By the guide's scores of the draws, which a record keeps; each of n samples draws for itself."""
+    words = ["memory=statement", "generation=rejection", f"sampling.n={n}"]
+    values = ["generation.threshold=700", "generation.draws=3"]
+    samples, given, _ = answered(tmp_path, *words, *values)
+    stopped = 0
+    for row in given:
+        made = samples[row["request"]]
+        totals = [taste(row["request"], one["text"]) for one in made]
+        assert [one["score"]["total"] for one in made] == totals
+        assert totals[row["sample"]] == max(totals)
+        if n == 1:
+            enough = [i for i, total in enumerate(totals) if total >= 700]
+            assert len(made) == (enough[0] + 1 if enough else 3)
+            stopped += bool(enough) and len(made) < 3
+        else:
+            assert sum(one["final"] for one in made) == 2
+    assert stopped or n == 2, "the threshold had something to say"
+
+
+def test_rejection_without_a_threshold_is_best_of_n(tmp_path: Path) -> None:
+    """The draws are the very samples of best-of-n, and so is the answer."""
+    never = ["generation=rejection", "generation.threshold=inf", "generation.draws=3"]
+    found = [
+        {row["request"]: row["text"] for row in answered(tmp_path, "memory=statement", *words)[1]}
+        for words in (never, ["generation=best_of_n_preference", "sampling.n=3"])
+    ]
+    assert found[0] == found[1] and len(found[0]) == 9
+
+
+def test_what_the_guide_is_not_asked_is_not_scored(tmp_path: Path) -> None:
+    samples, _, _ = answered(tmp_path, "generation=best_of_n", "sampling.n=2")
+    assert {one["score"] for made in samples.values() for one in made} == {None}
+
+
 def test_without_a_guide_there_is_no_best() -> None:
     from personalign.contracts import UserError
 

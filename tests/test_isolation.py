@@ -27,12 +27,14 @@ from personalign.contracts import Generation, Memory
 from personalign.memory.recency import Recency
 from personalign.ratings.dimensions import DIMENSIONS
 from personalign.system import System
-from personalign.types import EVENT_KINDS, Event, Message, PolicySpec, Request, UserState
+from personalign.types import EVENT_KINDS, Event, Message, PolicySpec, Request, Response, Score, UserState
 
 USERS = ("ana", "Ana", "an")  # one mistaken for another by case or prefix would show
 SPEC = PolicySpec(
     aligned=(("dpo", 1.0),), features={name: ((f"pad_{name}", 1.0),) for name in DIMENSIONS}, heads=("value",)
 )
+# What a workflow may have said so far.
+SAID = [Response(request="of a user", text=f"step {n}", sample=n, score=Score(0.0)) for n in range(4)]
 
 
 def views(group: str) -> list[PartView]:
@@ -91,7 +93,11 @@ def request(user: str, time: float) -> Request:
 def shown(memories: Sequence[Memory], generation: Generation, asked: Request) -> tuple[UserState, list[Any]]:
     """What is recalled for a request, and with it all that is made of it before a model is run."""
     state = reduce(UserState.merged, [memory.recall(asked, None) for memory in memories], UserState())
-    return state, [state, generation.render(asked, state), generation.plan(asked, state, SPEC)]
+    steps = [
+        generation.first(asked, state, SPEC),
+        *(generation.next(asked, state, SAID[:n], SPEC) for n in range(1, 5)),
+    ]
+    return state, [state, generation.render(asked, state), generation.plan(asked, state, SPEC), steps]
 
 
 def strangers(user: str, things: Sequence[Any]) -> set[str]:

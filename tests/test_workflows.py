@@ -11,6 +11,7 @@ import pytest
 
 from personalign import Experiment, answering, compose
 from personalign.boundary.none import NoBoundary
+from personalign.contracts import UserError
 from personalign.decoding.batch import Batch
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
@@ -76,10 +77,54 @@ def test_every_sample_goes_its_own_way_as_if_it_were_alone(tmp_path: Path, more:
 def alone(system: System, request: Request, sample: int, n: int) -> list[Response]:
     """One sample's draft, critique and revision, each decoded by itself."""
     decoder = Decoder(system.policy, 1)
-    line = [decoder.generate([Job(request.id, system.plan(request))])[sample]]
+    line = [decoder.generate([Job(request.id, system.first(request))])[sample]]
     while (plan := system.next(request, line)) is not None:
         line += decoder.generate([Job(request.id, plan, sample + n * len(line))])
     return line
+
+
+@pytest.mark.parametrize("name", ["aligner", "metaaligner"])
+def test_a_trained_corrector_edits_the_base_s_draft(tmp_path: Path, name: str) -> None:
+    """The draft is the base's own answer; what the corrector makes of it is another one, and is given."""
+    trained = ["alignment=aligner", "alignment.aligner.steps=2", "alignment.aligner.pairs=8"]
+    record = Experiment(config(tmp_path / "edited", f"generation={name}", *trained)).run()
+    Experiment(config(tmp_path / "plain", "generation=plain")).run()
+    edited, plain = rows(tmp_path / "edited"), rows(tmp_path / "plain")
+    for request, made in edited.items():
+        assert [row["selected"] for row in made] == [False, True]
+        assert made[0]["tokens"] == plain[request][0]["tokens"] != made[1]["tokens"]
+    assert record["training"]["aligner"]["steps"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generation=aligner"], r"needs policy\.corrector: add alignment=aligner"),
+        (["alignment=aligner", "generation=plain"], r"needs prompt\.draft: use generation=aligner\|metaaligner"),
+    ],
+)
+def test_a_corrector_and_its_prompt_need_each_other(tmp_path: Path, words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        config(tmp_path, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [(["generation=refined_prompt"], 2), (["generation=agent", "memory=[statement,recency]"], 4)],
+    ids=["refined", "agent"],
+)
+def test_what_comes_before_an_answer_is_no_answer(tmp_path: Path, words: list[str], steps: int) -> None:
+    """The first step is not the plan; the last answer alone is given."""
+    cfg = config(tmp_path, *words)
+    Experiment(cfg).run()
+    system = System(cfg)
+    system.prepare()
+    for request in system.requests():
+        assert system.first(request) != system.plan(request)
+        made = rows(tmp_path)[request.id]
+        assert [tuple(row["tokens"]) for row in made] == [r.tokens for r in alone(system, request, 0, 1)]
+        assert [row["sample"] for row in made if row["final"]] == [steps - 1]
+        assert [row["sample"] for row in made if row["selected"]] == [steps - 1]
 
 
 def test_the_cost_is_that_of_all_steps(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def answer(system: System, run: RunDir, requests: Sequence[Request], rank: int =
         raise ValueError("two requests have the same id")
     system.recall(requests)
     decoder = system.decoder()
-    groups = decoder.groups([Job(request.id, system.plan(request)) for request in requests])[rank::ranks]
+    groups = decoder.groups([Job(request.id, system.first(request)) for request in requests])[rank::ranks]
     whole = {row["request"] for row in run.responses() if row["selected"] and row["round"] == system.round}
     missing = [group for group in groups if not all(job.request in whole for job in group)]
     total, open_jobs = sum(map(len, groups)), sum(map(len, missing))
@@ -47,7 +47,7 @@ def offer(
     """Several answers to each request for its user to compare, made by the system's plan or by the untouched base:
     those that the boundary lets through, and what all of them cost."""
     by_id = {request.id: request for request in requests}
-    plans = [system.plan(request) if by == "plan" else base_plan(request) for request in requests]
+    plans = [system.first(request) if by == "plan" else base_plan(request) for request in requests]
     jobs = [Job(request.id, replace(plan, sampling=sampling)) for request, plan in zip(requests, plans, strict=True)]
     decoder = system.decoder()
     lines: Lines = {}
@@ -55,7 +55,8 @@ def offer(
         for some in _followed(system, decoder, decoder.groups(jobs), by_id, refine=by == "plan"):
             lines |= some
             bar.advance(len(some))
-    finals = [(request, [system.generation.final(line) for line in lines[request.id]]) for request in requests]
+    final = system.generation.final if by == "plan" else lambda line: line[-1]
+    finals = [(request, [final(line) for line in lines[request.id]]) for request in requests]
     cost = sum((response.cost for request in requests for response in chain(*lines[request.id])), Cost())
     return [admitted for _, admitted in _admitted(system, finals)], cost
 
@@ -78,12 +79,24 @@ def _followed(
         coming[names] -= 1
         if coming[names]:
             continue
-        steps = _steps(system, [by_id[name] for name in names], lines) if refine else []
+        some = [by_id[name] for name in names]
+        if refine and system.generation.watched:
+            _watched(system, some, lines)
+        steps = _steps(system, some, lines) if refine else []
         line_of |= {(job.request, job.first): line for job, line in steps}
         coming[names] = len(steps)
         queue.add(decoder.groups([job for job, _ in steps]))
         if not steps:
             yield {name: lines.pop(name) for name in names}
+
+
+def _watched(system: System, requests: Sequence[Request], lines: Lines) -> None:
+    """Let the guide score the newest answer of every sample; it sees the recalled state alone."""
+    assert system.guide is not None, "a composition that needs a guide has one"
+    new = [(request, line) for request in requests for line in lines[request.id] if line[-1].score is None]
+    asked = [(request, system.state(request), [line[-1].text]) for request, line in new]
+    for (_, line), (score,) in zip(new, system.guide.score_all(asked), strict=True):
+        line[-1] = replace(line[-1], score=score)
 
 
 def _steps(system: System, requests: Sequence[Request], lines: Lines) -> list[tuple[Job, list[Response]]]:

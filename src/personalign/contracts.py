@@ -55,9 +55,12 @@ Sampler = Callable[[Sequence[Request], Sampling], list[list[str]]]
 
 
 class Render(Protocol):
-    """The prompt that generation makes of a request for its user; with `targets`, as if they wanted these ratings."""
+    """The prompt that generation makes of a request for its user; with `targets`, as if they wanted these ratings; with
+    `draft`, that which asks to correct this answer."""
 
-    def __call__(self, request: Request, targets: Mapping[str, float] | None = None) -> Messages: ...
+    def __call__(
+        self, request: Request, targets: Mapping[str, float] | None = None, draft: str | None = None
+    ) -> Messages: ...
 
 
 class UserError(Exception):
@@ -71,8 +74,8 @@ class Part:
     (pairs with both answers' ratings), `truth` (true stances) from data;
     `state.<field>` from memory, `state.vectors.<name>` for one of its vectors, `state.posterior` where its stance has
     a covariance; `policy.aligned`, `policy.own` (adapters of single users), `policy.features`, `policy.vectors`,
-    `policy.heads.<name>` from alignment;
-    `prompt.targets` (wanted ratings in what it renders) from generation;
+    `policy.corrector`, `policy.heads.<name>` from alignment;
+    `prompt.targets` (wanted ratings in what it renders), `prompt.draft` (it has a `correction`) from generation;
     `reward.truth`, `reward.guide`, `reward.universal` from the reward that is chosen under that name.
     """
 
@@ -147,14 +150,29 @@ class Memory(Part, ABC):
 
 
 class Generation(Part, ABC):
-    """How an answer is made for a user (survey 4.2): pure functions from plain data to a plan."""
+    """How an answer is made for a user (survey 4.2): pure functions from plain data to a plan.
+
+    To one that is `watched` and needs `reward.guide`, `next` and `final` are shown responses with their `score`: what
+    the guide, told what memory recalled, makes of each by itself.
+    """
+
+    watched: ClassVar[bool] = False
 
     @abstractmethod
     def render(self, request: Request, state: UserState) -> Messages:
         """The prompt; alignment trains on it, and the plan uses it."""
 
+    def correction(self, request: Request, state: UserState, draft: str) -> Messages:
+        """The prompt that asks to make a better answer of a draft; what provides `prompt.draft` has one."""
+        raise NotImplementedError
+
     @abstractmethod
     def plan(self, request: Request, state: UserState, spec: PolicySpec) -> Plan: ...
+
+    def first(self, request: Request, state: UserState, spec: PolicySpec) -> Plan:
+        """The first step of a workflow: the plan, unless something comes before an answer is made. The plan alone is
+        what answers are scored by."""
+        return self.plan(request, state, spec)
 
     def next(self, request: Request, state: UserState, responses: Sequence[Response], spec: PolicySpec) -> Plan | None:
         """A further plan for workflows that refine; None when the answer stands.

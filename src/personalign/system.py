@@ -182,14 +182,23 @@ class System:
 
         return Guide(score, content)
 
-    def render(self, request: Request, targets: Mapping[str, float] | None = None) -> Messages:
+    def render(
+        self, request: Request, targets: Mapping[str, float] | None = None, draft: str | None = None
+    ) -> Messages:
         """The prompt of a request (see `contracts.Render`)."""
         state = self.state(request)
+        if draft is not None:
+            return self.generation.correction(request, state, draft)
         return self.generation.render(request, state if targets is None else replace(state, targets=targets))
 
     def plan(self, request: Request) -> Plan:
         """The plan of a request, shaped by the boundary, with the configured sampling."""
         plan = self.generation.plan(request, self.state(request), self.policy.for_user(request.user))
+        return replace(self.boundary.shape(plan), sampling=self.sampling)
+
+    def first(self, request: Request) -> Plan:
+        """The plan of the first step on the way to an answer, shaped and drawn as `plan` is."""
+        plan = self.generation.first(request, self.state(request), self.policy.for_user(request.user))
         return replace(self.boundary.shape(plan), sampling=self.sampling)
 
     def next(self, request: Request, responses: Sequence[Response]) -> Plan | None:

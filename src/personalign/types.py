@@ -269,7 +269,10 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """One answer to one request. Token ids and log-probs exclude the prompt and include the end of text."""
+    """One answer to one request. Token ids and log-probs exclude the prompt and include the end of text.
+
+    `score` is what the guide makes of it, for a workflow that is to see that (`Generation.watched`).
+    """
 
     request: str
     text: str
@@ -279,13 +282,15 @@ class Response:
     logprobs: tuple[float, ...] = ()
     stop: StopReason = "eos"
     cost: Cost = Cost()
+    score: Score | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Response:
-        values = {**row, "tokens": tuple(row["tokens"]), "logprobs": tuple(row["logprobs"])}
+        score = Score(**row["score"]) if row.get("score") else None
+        values = {**row, "tokens": tuple(row["tokens"]), "logprobs": tuple(row["logprobs"]), "score": score}
         return cls(**{**values, "cost": Cost(**row["cost"])})
 
 
@@ -307,11 +312,12 @@ class PolicySpec:
 
     `aligned` is what training made of the base, as deltas; the last of them, `own`, are this user's alone. `features`
     maps a dimension to the deltas of its successor feature log pihat_k (PAD, eq. 8), `vectors` to those of its steering
-    vector; `heads` are names.
+    vector; `corrector` makes better answers of drafts (Aligner); `heads` are names.
     """
 
     aligned: Deltas = ()
     own: Deltas = ()
+    corrector: Deltas = ()
     features: Mapping[str, Deltas] = field(default_factory=dict)
     adapters: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from personalign.contracts import Memory
+from personalign.memory.behaviour import Behaviour
 from personalign.memory.bm25 import BM25
 from personalign.memory.demographics import Demographics
 from personalign.memory.dense import Dense
@@ -48,6 +49,12 @@ def inferring(**changes: Any) -> StanceInferred:
 MEMORIES: dict[str, tuple[Callable[[], Memory], str]] = {
     "recency": (lambda: Recency(k=3, kinds=KINDS), "text"),
     "bm25": (lambda: BM25(k=3, k1=1.5, b=0.75, kinds=KINDS), "text"),
+    "behaviour": (
+        lambda: Behaviour(
+            k=3, by="similarity", k1=1.5, b=0.75, choice="{prompt} {chosen}", rating="{prompt} {response} {rating}"
+        ),
+        "choice",
+    ),
     "statement": (lambda: Statement(k=3, separator=" "), "statement"),
     "stance_stated": (StanceStated, "stance"),
     "stance_inferred": (inferring, "choice"),

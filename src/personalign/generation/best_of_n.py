@@ -26,10 +26,7 @@ class BestOfN(Prompted):
         return request.messages
 
     def select(self, admitted: Sequence[Response], scores: Sequence[Score] | None) -> Response:
-        """A lone answer comes without scores: there is nothing to choose."""
-        if scores is None:
-            return admitted[0]
-        return max(zip(admitted, scores, strict=True), key=lambda one: one[1].total)[0]
+        return favourite(admitted, scores)
 
 
 class BestOfNPreference(BestOfN):
@@ -49,3 +46,10 @@ class BestOfNPreference(BestOfN):
 
     def render(self, request: Request, state: UserState) -> Messages:
         return preference_prompt(request, state, self._template, self._placement)
+
+
+def favourite(admitted: Sequence[Response], scores: Sequence[Score] | None) -> Response:
+    """The response of the largest score, of equals the first; a lone one comes without scores."""
+    if scores is None:
+        return admitted[0]
+    return max(zip(admitted, scores, strict=True), key=lambda one: one[1].total)[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from personalign.contracts import PositiveInt
 from personalign.generation.prompting import Prompted, before_request, checked, fill
@@ -18,7 +18,7 @@ class InContext(Prompted):
     the examples beyond `budget` characters; with none left the user is asked plainly.
     """
 
-    needs = ("state.snippets",)
+    needs: ClassVar[tuple[str, ...]] = ("state.snippets",)
     provides = ()
     paper = "arXiv 2005.14165; arXiv 2503.17003, section 4.2"
     node = "personalized generation / prompting / implicit injection"

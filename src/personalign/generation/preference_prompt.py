@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from personalign.contracts import Placement
 from personalign.generation.prompting import Prompted, preference_prompt, preference_template
 from personalign.types import Messages, Request, UserState
@@ -13,7 +15,7 @@ class PreferencePrompt(Prompted):
     Raises UserError where the template lacks {profile} or has a field that nobody fills.
     """
 
-    needs = ("state.profile",)
+    needs: ClassVar[tuple[str, ...]] = ("state.profile",)
     provides = ()
     paper = "arXiv 2310.11564; arXiv 2410.04070, table 2 (Preference Prompting)"
     node = "personalized generation / prompting / explicit injection"

@@ -35,9 +35,13 @@ def before_request(messages: Messages, template: str, **values: str) -> Messages
     request = last_user_text(messages)
     if "{request}" not in template:
         template += "\n\n{request}"
-    turn = Message("user", fill(template, request=request, **values))
+    return in_place(messages, fill(template, request=request, **values))
+
+
+def in_place(messages: Messages, text: str) -> Messages:
+    """Put a text into the place of the newest user turn."""
     last = max((i for i, m in enumerate(messages) if m.role == "user"), default=len(messages))
-    return (*messages[:last], turn, *messages[last + 1 :])
+    return (*messages[:last], Message("user", text), *messages[last + 1 :])
 
 
 def in_system(messages: Messages, text: str) -> Messages:
@@ -45,6 +49,19 @@ def in_system(messages: Messages, text: str) -> Messages:
     if messages and messages[0].role == "system":
         return (Message("system", f"{messages[0].content}\n\n{text}"), *messages[1:])
     return (Message("system", text), *messages)
+
+
+def recalled(state: UserState, budget: int) -> list[str]:
+    """The recalled texts in their order, of `budget` characters together: the one that goes beyond is cut, those after
+    it are left out."""
+    texts: list[str] = []
+    left = budget
+    for snippet in state.snippets:
+        text = snippet.text.strip()[:left]
+        left -= len(text)
+        if text:
+            texts.append(text)
+    return texts
 
 
 def preference_template(template: str, placement: Placement) -> str:

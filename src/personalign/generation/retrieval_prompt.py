@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from personalign.contracts import PositiveInt
-from personalign.generation.prompting import Prompted, before_request, checked, fill
+from personalign.generation.prompting import Prompted, before_request, checked, fill, recalled
 from personalign.types import Messages, Request, UserState
 
 
@@ -25,17 +25,7 @@ class RetrievalPrompt(Prompted):
         self._budget = budget
 
     def render(self, request: Request, state: UserState) -> Messages:
-        notes = [fill(self._note, text=text) for text in self._texts(state)]
+        notes = [fill(self._note, text=text) for text in recalled(state, self._budget)]
         if not notes:
             return request.messages
         return before_request(request.messages, self._template, notes="\n".join(notes))
-
-    def _texts(self, state: UserState) -> list[str]:
-        texts: list[str] = []
-        left = self._budget
-        for snippet in state.snippets:
-            text = snippet.text.strip()[:left]
-            left -= len(text)
-            if text:
-                texts.append(text)
-        return texts

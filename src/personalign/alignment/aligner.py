@@ -1,0 +1,103 @@
+"""A corrector: fine-tuning on making the chosen answer of the rejected one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from personalign.alignment.batches import Item, Limits, answer_ids
+from personalign.alignment.learner import Recipe
+from personalign.alignment.preference import Imitation, items
+from personalign.alignment.trainees import Adapters
+from personalign.alignment.training import Lesson, nonempty, share, train
+from personalign.contracts import Data, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Render, Stage
+from personalign.policy.logprobs import Branches
+from personalign.policy.lora import LoRAConfig
+from personalign.policy.reference import fingerprint
+from personalign.policy.truncation import encode_within
+from personalign.types import Pair
+
+if TYPE_CHECKING:
+    from personalign.policy.policy import Policy
+    from personalign.runtime.fitting import Fitting
+
+
+class Aligner(Stage):
+    """One LoRA adapter on the base by the likelihood of the chosen answer on the prompt that asks to correct the
+    rejected one (Aligner, arXiv 2402.02416), for `copies` of the pairs also to correct the chosen one.
+
+    With the user's preference in that prompt (generation=metaaligner) it is MetaAligner's objective (arXiv 2403.17141).
+    Both train on copies first, or on pairs, equals and pairs again; here all rows are of one training. The adapter
+    serves as corrector alone: answers are drafted without it.
+    """
+
+    needs = ("pairs", "prompt.draft")
+    provides = ("policy.corrector",)
+    paper = "arXiv 2402.02416 (Aligner); arXiv 2403.17141 (MetaAligner), without its stages of data"
+    node = "alignment through feedback / inference-time / output refinement"
+
+    def __init__(
+        self,
+        *,
+        adapter: str,
+        copies: Fraction,
+        rank: PositiveInt,
+        alpha: PositiveFloat,
+        dropout: Fraction,
+        targets: list[str],
+        depth: Fraction,
+        learning_rate: PositiveFloat,
+        warmup: Fraction,
+        schedule: Literal["constant", "linear", "cosine"],
+        steps: PositiveInt,
+        batch_size: PositiveInt,
+        weight_decay: NonNegativeFloat,
+        max_grad_norm: PositiveFloat | None,
+        pairs: PositiveInt | None,
+        max_prompt: PositiveInt,
+        max_answer: PositiveInt,
+        checkpoint_every: PositiveInt,
+    ) -> None:
+        self.adapters = Adapters((adapter,), LoRAConfig(rank, alpha, dropout, tuple(targets)), depth)
+        self.limits = Limits(max_prompt, max_answer)
+        self.adapter, self.copies, self.pairs = adapter, copies, pairs
+        self.recipe = Recipe(
+            learning_rate=learning_rate,
+            warmup=warmup,
+            schedule=schedule,
+            steps=steps,
+            batch_size=batch_size,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            checkpoint_every=checkpoint_every,
+        )
+
+    def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
+        corrector = ((self.adapter, 1.0),)
+        pairs = share(nonempty(data.pairs("train"), self.adapter), self.pairs)
+        rows = {self.adapter: self._rows(policy, [*pairs, *copied(pairs, self.copies)], render)}
+
+        def prepare() -> tuple[Imitation, dict[str, list[Item]]]:
+            return Imitation(policy, rows, {self.adapter: corrector}), items(rows)
+
+        content = ["aligner", fingerprint(policy, ()), self.adapters, rows[self.adapter]]
+        lesson = Lesson(title=self.adapter, trainee=self.adapters, content=content, recipe=self.recipe, prepare=prepare)
+        figures = train(policy, fitting, lesson)
+        policy.spec = replace(policy.spec, corrector=corrector)
+        return figures
+
+    def _rows(self, policy: Policy, pairs: Sequence[Pair], render: Render) -> list[Branches]:
+        """The chosen answer behind the prompt that shows the other one; what recurs counts once."""
+        self.limits.check(policy)
+        rows = []
+        for pair in pairs:
+            messages = render(pair.request, draft=pair.rejected)
+            prompt = encode_within(policy, messages, self.limits.max_prompt, pair.request.id)
+            rows.append(Branches(tuple(prompt), (answer_ids(policy, pair.chosen, self.limits.max_answer),)))
+        return list(dict.fromkeys(rows))
+
+
+def copied(pairs: Sequence[Pair], part: float) -> list[Pair]:
+    """Of a part of the pairs, every user's first ones first, the chosen answer as its own draft."""
+    return [replace(pair, rejected=pair.chosen) for pair in share(pairs, round(part * len(pairs)))]
