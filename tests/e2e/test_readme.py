@@ -76,6 +76,12 @@ def test_the_python_of_the_readme(tmp_path: Path) -> None:
     assert re.search(r"-?\d\.\d\d in \[", execute([sys.executable, "-c", quickstart], tmp_path))
 
 
+def test_the_readme_carries_the_taxonomy_as_it_is() -> None:
+    tree = re.findall(r"```\n(taxonomy .*?)```", README, flags=re.S)[0]
+    shown = execute([sys.executable, "-m", "personalign", "ls", "--taxonomy"], ROOT)
+    assert tree.replace("│", " ").split() == shown.replace("│", " ").split()
+
+
 def test_files_that_the_readme_names_exist() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
     assert len(links) >= 4
