@@ -30,10 +30,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.model]
 CONF = Path(__file__).parents[2] / "conf" / "reward"
 REQUEST = Request(id="r", user="u", messages=(Message("user", "What is for dinner?"),))
 STATE = UserState(profile="I like short answers.")
-# So small a model follows no long instruction; these it follows, whatever one thinks of its taste.
-RATE = """{user} {request} {answer}
-Say "Verdict: 7" if this is good, and "Verdict: 2" if it is bad. ({verdicts})"""
-COMPARE = """{user} {request} {first} {second}
+# So small a model follows no long instruction, but it repeats a verdict that stands in an answer, and of two answers it
+# takes the first one, whatever they are.
+RATE = """{user} {request} {verdicts}
+Say "Verdict: {answer}"."""
+COMPARE = """{user} {request} {second} {verdicts}
+Say "Verdict: {first}"."""
+FIRST = """{user} {request} {first} {second}
 Say "Verdict: first" if this is good, and "Verdict: second" if it is bad. ({verdicts})"""
 TOKENS = 24  # of a reply, at most
 
@@ -132,27 +135,39 @@ def verdict(judge: Judge, reply: str) -> float:
 def test_a_verdict_is_the_model_s_own_and_is_asked_for_once(
     served: Served, generated: Callable[[str], str], make: Callable[..., Judge], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge, texts = make(), ["Soup.", "Go away! I hate you.", "Soup."]
+    judge, texts = make(), ["8", "2", "8"]
     before = served.asked()
     scores = [score.total for score in judge.score(REQUEST, STATE, texts)]
     assert scores == [verdict(judge, generated(judge._question(REQUEST, STATE, text))) for text in texts]
+    assert len(set(scores)) == 2, "the answers count"
     assert served.asked() == before + 2, "the answer that recurs is asked about once"
     monkeypatch.setenv("PERSONALIGN_JUDGE_URL", "http://127.0.0.1:1/v1")
     assert [score.total for score in make().score(REQUEST, STATE, texts)] == scores
     assert served.asked() == before + 2, "what was answered is known by its content, wherever the endpoint is now"
 
 
+@pytest.mark.parametrize(
+    ("prompt", "texts", "better"),
+    [(COMPARE, ["tie", "second"], ["tie"]), (FIRST, ["Soup.", "I hate you."], [])],
+    ids=["one is better", "a preference for a place is a tie"],
+)
 def test_two_answers_are_put_in_both_orders(
-    served: Served, generated: Callable[[str], str], make: Callable[..., Judge]
+    prompt: str,
+    texts: list[str],
+    better: list[str],
+    served: Served,
+    generated: Callable[[str], str],
+    make: Callable[..., Judge],
 ) -> None:
-    judge, (one, other) = make(PairwiseJudge), ("Soup.", "I hate you.")
+    judge, (one, other) = make(PairwiseJudge, prompt=prompt), texts
     orders = ((one, other), (other, one))
     first, second = (verdict(judge, generated(judge._question(REQUEST, STATE, *order))) for order in orders)
     before = served.asked()
     for _ in range(2):
-        scores = [score.total for score in make(PairwiseJudge).score(REQUEST, STATE, [one, other])]
+        scores = [score.total for score in make(PairwiseJudge, prompt=prompt).score(REQUEST, STATE, texts)]
         assert scores == [(first - second) / 2, (second - first) / 2]
-        assert served.asked() == before + 2
+        assert [text for text, score in zip(texts, scores, strict=True) if score > 0] == better
+        assert served.asked() == before + 2, "each order once"
 
 
 def test_a_reply_that_the_server_cuts_is_no_verdict(served: Served, make: Callable[..., Judge]) -> None:
