@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from personalign.alignment.batches import Indices
+from personalign.alignment.losses import margins
 from personalign.alignment.preference import Preference
 from personalign.policy.logprobs import Branches, _layout, answer_logprobs
 from personalign.policy.policy import Policy
@@ -35,11 +36,11 @@ class Switched(Preference):
             sums = self._sums(self._laid(group, some))
         return {group: (sums, torch.tensor([[len(a) for a in self.rows[group][i].answers] for i in some]))}
 
-    def _referred(self, group: str, some: list[int]) -> Tensor:
+    def _margins(self, group: str, some: list[int], sums: Tensor) -> Tensor:
         if self.savings.reference:
-            return super()._referred(group, some)
+            return super()._margins(group, some, sums)
         with torch.no_grad(), self.policy.using(()):
-            return self._sums(self._laid(group, some))
+            return margins(sums, self._sums(self._laid(group, some)))
 
     def _laid(self, group: str, some: list[int]) -> list[Branches]:
         rows = [self.rows[group][i] for i in some]

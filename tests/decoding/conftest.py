@@ -32,7 +32,8 @@ class Known(SoftHead):
 @pytest.fixture(scope="module")
 def furnished(tmp_path_factory: pytest.TempPathFactory) -> Policy:
     """A tiny policy: a feature a dimension, `dpo` for all and `mine` for ada alone, all of them strong and random; a
-    value head, and one that makes soft tokens. Many tokens end an answer. Tests leave it as it is."""
+    value head, and one that makes soft tokens; a steering vector a dimension. Many tokens end an answer. Tests leave it
+    as it is."""
     model = Tiny(hidden=32, layers=2, heads=4, kv_heads=2, context=1024, seed=0)
     policy: Policy = model.build(tmp_path_factory.mktemp("cache"), "fp32")
     draw = torch.Generator().manual_seed(5)
@@ -40,11 +41,15 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Policy:
         targets = (("q_proj", "v_proj", "down_proj"), ("k_proj", "gate_proj"))[number % 2]
         for weights in policy.add_adapter(name, LoRAConfig(4, 8, 0.0, targets, (1,) if number > 2 else None)):
             nn.init.normal_(weights, std=0.15, generator=draw)
+    for name in DIMENSIONS:
+        nn.init.normal_(policy.add_vector(f"to_{name}", 1).vector, std=0.5, generator=draw)
     policy.heads["value"] = nn.Linear(32, 32, bias=False)
     nn.init.normal_(policy.heads["value"].weight, std=0.2, generator=draw)
     policy.heads["soft_tokens"] = Known(policy.embedding.weight.detach()[[40, 99]])
     features = {name: ((name, 1.0),) for name in DIMENSIONS}
-    policy.spec = replace(policy.spec, aligned=(("dpo", 1.0),), features=features, heads=("value", "soft_tokens"))
+    vectors = {name: ((f"to_{name}", 1.0),) for name in DIMENSIONS}
+    heads = ("value", "soft_tokens")
+    policy.spec = replace(policy.spec, aligned=(("dpo", 1.0),), features=features, vectors=vectors, heads=heads)
     policy.user_deltas = {"ada": (("mine", 1.0),)}
     policy.stop_ids = tuple(range(2, 250, 9))
     return policy

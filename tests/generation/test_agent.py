@@ -158,16 +158,16 @@ def test_neither_user_nor_model_can_forge_a_turn_or_fill_a_field() -> None:
         assert marks(ATTACK, *[ATTACK] * count) == marks("a", *"bcd"[:count])
 
 
-def test_a_refined_prompt_is_answered_alone(make: Any, ask: Any, state: Any, spec: Any) -> None:
+def test_a_refined_prompt_is_answered_alone(make: Any, ask: Any, state: Any) -> None:
     part = make("refined_prompt", rewrite="Rewrite {request} for {profile}")
-    assert messages(part.first(ask, state, spec)) == (SYSTEM, *turns("Rewrite What is tea? for I like poetry."))
-    assert messages(part.next(ask, state, said(" A poem on {profile}. "), spec)) == (
+    assert messages(part.first(ask, state, SPEC)) == (SYSTEM, *turns("Rewrite What is tea? for I like poetry."))
+    assert messages(part.next(ask, state, said(" A poem on {profile}. "), SPEC)) == (
         SYSTEM,
         *turns("A poem on {profile}."),
     )
-    assert messages(part.next(ask, state, said(" "), spec)) == part.render(ask, state)
-    assert part.next(ask, state, said("A poem.", "Leaves."), spec) is None
+    assert messages(part.next(ask, state, said(" "), SPEC)) == part.render(ask, state)
+    assert part.next(ask, state, said("A poem.", "Leaves."), SPEC) is None
     assert part.final(said("A poem.", "Leaves.")).text == "Leaves."
-    assert part.plan(ask, state, spec) == make("preference_prompt").plan(ask, state, spec)
+    assert part.plan(ask, state, SPEC) == make("preference_prompt").plan(ask, state, SPEC)
     with pytest.raises(UserError, match=r"lacks \{request\}"):
         make("refined_prompt", rewrite="{profile}")

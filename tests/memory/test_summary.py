@@ -46,13 +46,13 @@ def summary(tmp_path: Path) -> Make:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The jobs of every group that the decoder answers."""
     groups: list[list[str]] = []
-    answer = Decoder.answer
+    generate = Decoder.generate
 
     def note(self: Decoder, group: Any) -> Any:
         groups.append([job.request for job in group])
-        return answer(self, group)
+        return generate(self, group)
 
-    monkeypatch.setattr(Decoder, "answer", note)
+    monkeypatch.setattr(Decoder, "generate", note)
     return groups
 
 
@@ -248,11 +248,11 @@ def test_no_text_of_a_user_forges_a_turn_or_a_line(summary: Make, tiny: Policy) 
 def test_a_profile_that_the_limit_cut_ends_with_its_last_sentence(
     summary: Make, tiny: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = Decoder.answer
+    generate = Decoder.generate
 
     def saying(text: str, stop: str) -> str | None:
-        fixed = lambda self, group: [replace(r, text=text, stop=stop) for r in answer(self, group)]  # noqa: E731
-        monkeypatch.setattr(Decoder, "answer", fixed)
+        fixed = lambda self, group: [replace(r, text=text, stop=stop) for r in generate(self, group)]  # noqa: E731
+        monkeypatch.setattr(Decoder, "generate", fixed)
         memory = summary(prompt=f"{SHORT} {text} {stop}")
         return took_in(memory, ["Be brief."]).recall(asked(), tiny).profile
 

@@ -128,6 +128,12 @@ def part(group: str, choice: str, path: Path) -> PartView:
     return PartView(**common, **{f.name: getattr(seen, f.name) for f in fields(ClassView)})
 
 
+def stamp() -> tuple[tuple[Path, int], ...]:
+    """The files of all choices, and when each was last written: another one says that the catalogue is another."""
+    folders = dict.fromkeys(group.folder for group in groups().values())
+    return tuple((path, path.stat().st_mtime_ns) for folder in folders for path in home.choices(folder).values())
+
+
 def catalogue(*, strict: bool = True) -> list[PartView]:
     """Every choice of every group, groups in the order of config.yaml, choices by name.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from personalign.composition.parts import PartView, catalogue, view
+from personalign.composition.parts import PartView, catalogue, stamp, view
 from personalign.composition.schema import check_part, check_values, nodes, slots
 from personalign.composition.source import ClassView
 from personalign.contracts import UserError
@@ -117,13 +118,19 @@ def _line(step: Step, need: str, steps: list[Step]) -> str:
     return f"{text}: {' or '.join(remedies)}" if remedies else f"{text}, which nothing before it can provide"
 
 
+@lru_cache(maxsize=1)
+def _known(stamp: object) -> list[PartView]:
+    """The catalogue, read once while its files stay the same: a sweep may leave out many cells."""
+    return catalogue(strict=False)
+
+
 def _providers(slot: str, need: str) -> list[str]:
     """What to add or use, among the groups that come no later than `slot`, or anywhere if `slot` may wait."""
     order = WAY if slot in (*LATE, MEMORY) else WAY[: max(WAY.index(slot) + 1, len(TOGETHER))]
     order = (*order, "generation") if need.startswith(PROMPT) else order
     able = [g for s, g in slots().items() if s in (*order, *LATE) and (s != slot or g.many)]
     found: dict[str, list[str]] = {}
-    for part in catalogue(strict=False):
+    for part in _known(stamp()):
         for group in able:
             if part.target and part.group == group.folder and need in _gives(group.slot, part):
                 verb = f"{'add' if group.many else 'use'} {group.key}="
