@@ -40,7 +40,8 @@ class Switched(Preference):
         if self.savings.reference:
             return super()._margins(group, some, sums)
         with torch.no_grad(), self.policy.using(()):
-            return margins(sums, self._sums(self._laid(group, some)))
+            reference = self._sums(self._laid(group, some))
+        return margins(sums, reference)
 
     def _laid(self, group: str, some: list[int]) -> list[Branches]:
         rows = [self.rows[group][i] for i in some]

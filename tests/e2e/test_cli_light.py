@@ -37,7 +37,7 @@ LIGHT = (
     "bench",
 )
 HEAVY = ("torch", "transformers", "pytorch_lightning", "wandb", "deepspeed", "peft", "matplotlib")
-SECONDS = {"validate --all": 15.0}
+SECONDS = {"validate --all": 25.0}
 
 
 @pytest.mark.parametrize("line", LIGHT)
