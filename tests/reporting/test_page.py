@@ -152,6 +152,11 @@ def test_a_page_before_anything_is_finished(demo: Path) -> None:
     results = replace(collect(demo), rows=(), level=None, tie=None, missing=(Missing("y", ("a=1",), "failed", "why"),))
     said = Outline(page(results)).text
     assert "why" in said and "1 run not finished" in said and "Provenance" not in said
+    illegal = Missing("z", (), "left out", "it needs more")
+    assert (
+        "1 run not finished, 2 compositions left out"
+        in Outline(page(replace(results, missing=(*results.missing, illegal, illegal)))).text
+    )
 
 
 def test_the_answer_cards_mark_the_best_and_the_side(demo: Path) -> None:

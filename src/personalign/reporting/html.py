@@ -46,12 +46,14 @@ def _subtitle(results: Results) -> str:
     samples = [sample for row in results.rows for run in row.runs for sample in run.answers]
     users, requests = {s["user"] for s in samples}, {s["request"] for s in samples}
     seeds = {seed for row in results.rows for seed in row.seeds}
+    left_out = sum(one.status == "left out" for one in results.missing)
     counts = [
         (len(results.rows), "row"),
         (len(users), "user"),
         (len(requests), "held-out request"),
         (len(seeds), "seed"),
-        (len(results.missing), "run not finished"),
+        (len(results.missing) - left_out, "run not finished"),
+        (left_out, "composition left out"),
     ]
     told = [f"{n} {what if n == 1 else _plural(what)}" for n, what in counts if n]
     return ", ".join(told)
@@ -59,7 +61,7 @@ def _subtitle(results: Results) -> str:
 
 def _plural(what: str) -> str:
     first, *rest = what.split(" ")
-    return f"{first}s {' '.join(rest)}" if rest and first == "run" else f"{what}s"
+    return f"{first}s {' '.join(rest)}" if rest and first in ("run", "composition") else f"{what}s"
 
 
 def _more(results: Results) -> str:
