@@ -31,7 +31,10 @@ from personalign.types import EVENT_KINDS, Event, Message, PolicySpec, Request, 
 
 USERS = ("ana", "Ana", "an")  # one mistaken for another by case or prefix would show
 SPEC = PolicySpec(
-    aligned=(("dpo", 1.0),), features={name: ((f"pad_{name}", 1.0),) for name in DIMENSIONS}, heads=("value",)
+    aligned=(("dpo", 1.0),),
+    features={name: ((f"pad_{name}", 1.0),) for name in DIMENSIONS},
+    vectors={name: ((f"to_{name}", 1.0),) for name in DIMENSIONS},
+    heads=("value",),
 )
 # What a workflow may have said so far.
 SAID = [Response(request="of a user", text=f"step {n}", sample=n, score=Score(0.0)) for n in range(4)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -84,7 +86,9 @@ def start(people: Path) -> Callable[..., subprocess.Popen[str]]:
     def begin(*words: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "personalign", *words]
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=people, stdout=pipe, stderr=pipe, text=True)
+        # Tests that were started in the background were told to ignore Ctrl-C, and would hand that on.
+        heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        return subprocess.Popen(command, cwd=people, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed)
 
     return begin
 
