@@ -24,6 +24,7 @@ class ContextSteering(Generation):
     provides = ()
     paper = "arXiv 2405.01768 (CoS); arXiv 2401.11458 (Linear Alignment)"
     node = "alignment through feedback / inference-time / reward-guided decoding"
+    strength = "strength"
 
     def __init__(self, *, strength: float, template: str, placement: Placement) -> None:
         self._strength = strength
@@ -51,6 +52,7 @@ class Amulet(ContextSteering):
     provides = ()
     paper = "arXiv 2502.19148; its released code (commit 9d607f0)"
     node = "alignment through feedback / inference-time / reward-guided decoding"
+    strength = "alpha"
 
     def __init__(
         self,
