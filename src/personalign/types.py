@@ -232,6 +232,9 @@ class Plan:
     such that p sums to 1 (MOD, arXiv 2406.18853). The weight of p_0 itself then changes nothing.
     `score_every` = m > 1 lets all streams speak at every m-th token only; between, the candidates' stream
     speaks alone (a cheaper PAD).
+    `echo` e adds to score(t), from the second step on, e times what moved the step before at which all spoke: its
+    sum_j c_j log p_j(t) - log p_read(t), over the whole vocabulary, p_read being the candidates' stream (OPAD). It is
+    for log-linear plans alone, else ValueError.
     """
 
     streams: tuple[Stream, ...]
@@ -239,6 +242,11 @@ class Plan:
     sampling: Sampling = Sampling()
     score_every: int = 1
     combine: Combine = "log_linear"
+    echo: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.echo and self.combine != "log_linear":
+            raise ValueError(f"an echo is for log-linear plans, not for {self.combine}")
 
     def simplified(self) -> Plan:
         """Sum streams of equal source and drop those of weight zero, but never the candidates' stream."""
