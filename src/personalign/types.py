@@ -120,13 +120,15 @@ class Stance:
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
-    """A recalled text, with the event and the user it came from."""
+    """A recalled text, with the event and the user it came from; `weight` is how much it counts for this user, 1 where
+    nobody has inferred that."""
 
     text: str
     event: str
     owner: str
     score: float = 0.0
     payload: Mapping[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
