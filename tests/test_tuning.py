@@ -246,7 +246,7 @@ def test_data_without_validation_requests_are_said_plainly_before_anything_is_tr
 
 
 def test_where_nobody_knows_the_truth_the_guide_is_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ExactUsers, "truth", lambda self, request: None)
+    monkeypatch.setattr(System, "true_state", lambda self, request: None)
     with pytest.raises(UserError, match=r"nobody knows the true reward .* use tune\.by=guide"):
         run(tmp_path, TUNED)
 
