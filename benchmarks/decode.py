@@ -1,4 +1,4 @@
-"""The decoder beside transformers' generate; PAD beside one stream and a loop without cache; continuous batching.
+"""The decoder beside transformers' generate; steering and PAD beside one stream; PAD without cache; batching.
 
     personalign bench decode
     personalign bench decode -- --parts loop --repeats 3
@@ -28,12 +28,14 @@ import torch
 from personalign.alignment.trainees import Adapters
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
+from personalign.generation.context_steering import amulet_strength
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.policy import Policy
 from personalign.types import Candidates, Chat, Message, Plan, Sampling, Stream
 
 BETA = 0.8  # PAD's strength in its released settings
 TOP = 10  # candidates, as in PAD
+PREFERENCE = "I like answers that are warm, cheerful and friendly. Please answer that way."
 TOPICS = ["photosynthesis", "the tides", "volcanoes", "chess", "rainbows", "vaccines", "glass", "bread"]
 LANDS = ["France", "Spain", "Italy", "Greece", "Norway", "Poland", "Egypt", "Kenya"]
 WAYS = [
@@ -187,6 +189,28 @@ def pad_part(asked: Namespace, bare: Policy, guided: Policy) -> None:
                 compare(f"PAD K={features} scale={scale}, one stream; batch {size}", first, second, asked.repeats)
 
 
+def steered(chats: list[Chat], new: int, strength: float, echo: float = 0.0) -> list[Plan]:
+    """Two streams of the base: the request with a preference and without (CoS, Amulet; with an echo OPAD)."""
+    found = []
+    for chat in chats:
+        told = Chat((Message("user", f"{chat.messages[-1].content}\n\n{PREFERENCE}"),))
+        streams = (Stream((told,), 1.0 + strength), Stream((chat,), -strength))
+        found.append(Plan(streams, sampling=Sampling(max_new_tokens=new), echo=echo))
+    return found
+
+
+def streams_part(asked: Namespace, bare: Policy) -> None:
+    """The one stream reads the preference too, so that what is measured is the second stream alone."""
+    sides = {"CoS": (1.0, 0.0), "Amulet": (amulet_strength(60, 2.0, 2.0, 10.0), 0.0), "OPAD": (0.5, 1.0)}
+    for size, (title, (strength, echo)) in itertools.product(asked.batches, sides.items()):
+        chats = questions(size)
+        both = steered(chats, asked.new, strength, echo)
+        first = partial(ours, bare, both)
+        second = partial(ours, bare, [Plan(plan.streams[:1], sampling=plan.sampling) for plan in both])
+        with endless(bare):
+            compare(f"{title}, one stream; batch {size}", first, second, asked.repeats)
+
+
 def loop_part(asked: Namespace, guided: Policy) -> None:
     """The loop's first tokens are its cheapest, so what is measured on few of them is in its favour."""
     print(f"The loop makes {asked.loop_new} tokens behind {asked.prompt} of a prompt, one prompt after the other.")
@@ -213,7 +237,7 @@ def batching_part(asked: Namespace, bare: Policy) -> None:
 
 def options() -> Namespace:
     made = bench.parser(__doc__ or "")
-    parts = ["generate", "pad", "loop", "batching"]
+    parts = ["generate", "streams", "pad", "loop", "batching"]
     made.add_argument("--parts", nargs="+", choices=parts, default=parts)
     made.add_argument("--new", type=int, default=128, help="tokens of an answer at most")
     made.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="64 at most")
@@ -237,6 +261,8 @@ def main() -> None:
     print("Behind each ratio: the shortest/median/longest answer of both sides, in tokens.")
     if "generate" in asked.parts:
         generate_part(asked, bare)
+    if "streams" in asked.parts:
+        streams_part(asked, bare)
     if "pad" in asked.parts:
         pad_part(asked, bare, guided)
     if "loop" in asked.parts:

@@ -34,7 +34,7 @@ def test_decode_prints_a_ratio_for_every_comparison() -> None:
     sizes = ("--new", "6", "--batches", "1", "3", "--features", "1", "2", "--prompt", "60", "--loop-new", "3")
     unequal = ("--groups", "2", "3", "--answers", "8", "--lengths", "4", "12")
     text = said("decode", *TINY, *sizes, "--loop-batches", "2", *unequal)
-    assert len(ratios(text)) == 2 + 2 * 2 * 2 + 2 + 2
+    assert len(ratios(text)) == 2 + 2 * 3 + 2 * 2 * 2 + 2 + 2
     assert len(re.findall(r"continuous.* (4/[\d.]+/12) and \1$", text, re.MULTILINE)) == 2
     assert all(ratio > 0 for ratio in ratios(text))
     assert "6/6/6 and 3/3/3" in text  # the loop makes fewer tokens, and says so

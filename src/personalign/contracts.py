@@ -157,6 +157,9 @@ class Generation(Part, ABC):
     """
 
     watched: ClassVar[bool] = False
+    # Its keyword argument that says how strongly it heeds the user, which `tune` may choose; '' where there is none.
+    # What it renders does not depend on it.
+    strength: ClassVar[str] = ""
 
     @abstractmethod
     def render(self, request: Request, state: UserState) -> Messages:

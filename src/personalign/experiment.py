@@ -1,6 +1,7 @@
 """One experiment, read from top to bottom as the survey's cycle (arXiv 2503.17003, section 3.1): preference memory
-takes histories in, alignment makes the policy, generation answers for each user, evaluation measures; then, as often as
-`rounds` says, users are asked, memory takes in what they say, and generation and evaluation come again.
+takes histories in, alignment makes the policy, generation answers for each user (at a strength that may be chosen on
+validation requests, see `tuning`), evaluation measures; then, as often as `rounds` says, users are asked, memory takes
+in what they say, and generation and evaluation come again.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from personalign.runtime.ranks import Rank, check, join, started, wait_for_all
 from personalign.runtime.rundir import RunDir
 from personalign.runtime.seeds import seed_everything
 from personalign.system import System
+from personalign.tuning import Tuning
 from personalign.types import Pair
 
 
@@ -107,9 +109,13 @@ class Experiment:
         system = System(self.cfg)
         with self._timed("memory"):
             system.prepare()
-            loop = Loop(system, mine)
+            loop, tuning = Loop(system, mine), Tuning(system, mine)
         with self._timed("alignment"):
             training = self._align(system)
+        tuned = None
+        if tuning.requests:
+            with self._timed("tuning"):
+                tuned = tuning.choose(rank, ranks)
         requests = system.requests()
         curve: list[Point] = []
         for round in range(self.cfg.rounds + 1):
@@ -126,7 +132,7 @@ class Experiment:
                 with self._timed("evaluation"):
                     curve.append(loop.point(judge(system, mine, requests), requests))
         if rank == 0:
-            record = self._record(system, curve, loop.cost, training)
+            record = self._record(system, curve, loop.cost, training, tuned)
             mine.write_record(record)
             log_result(self.logger, record, list(read_jsonl(mine.path / ANSWERS)), mine.path)
         wait_for_all(ranks)
@@ -174,7 +180,12 @@ class Experiment:
         self.seconds[phase] = round(self.seconds.get(phase, 0.0) + time.perf_counter() - started, 3)
 
     def _record(
-        self, system: System, curve: list[Point], asking: list[dict[str, Any]], training: dict[str, Any]
+        self,
+        system: System,
+        curve: list[Point],
+        asking: list[dict[str, Any]],
+        training: dict[str, Any],
+        tuned: dict[str, Any] | None,
     ) -> dict[str, Any]:
         made = [*(row["cost"] for row in self.dir.responses()), *asking]
         return {
@@ -184,6 +195,7 @@ class Experiment:
             "config": OmegaConf.to_container(self.cfg, resolve=True),
             "metrics": curve[-1]["metrics"],
             **({"rounds": curve} if self.cfg.rounds else {}),
+            **({"tuning": tuned} if tuned else {}),
             "training": training,
             "cost": {
                 "seconds": self.seconds,

@@ -33,7 +33,7 @@ ANSWERS = "answers.jsonl"
 def judge(system: System, run: RunDir, requests: Sequence[Request]) -> dict[str, Figure]:
     """Measure the answers that `run` holds, write them with their measures to answers.jsonl, return the figures."""
     samples = _samples(run, system.round)
-    answered = [(request, _given(samples[request.id])) for request in requests]
+    answered = list(zip(requests, given(run, requests, system.round), strict=True))
     made = [[row["text"] for row in samples[r.id] if row["final"] and row["stop"] != "refused"] for r in requests]
     best = best_rewards(system, list(zip(requests, made, strict=True)))
     answers = [replace(one, best=most) for one, most in zip(judged(system, answered), best, strict=True)]
@@ -41,6 +41,12 @@ def judge(system: System, run: RunDir, requests: Sequence[Request]) -> dict[str,
     write_atomic(run.path / ANSWERS, "".join(lines))
     pairs = judged_pairs(system)
     return system.evaluation.measure(answers, pairs, calibration(system))
+
+
+def given(run: RunDir, requests: Sequence[Request], round: int) -> list[Response]:
+    """The answer that `run` holds for each request in a round, with the cost of all that was made for it."""
+    samples = _samples(run, round)
+    return [_given(samples[request.id]) for request in requests]
 
 
 def _samples(run: RunDir, round: int) -> dict[str, list[dict[str, Any]]]:

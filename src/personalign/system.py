@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -222,9 +222,17 @@ class System:
             self.policy, decoding.batch_size, decoding.token_budget if decoding.grouping == "continuous" else None
         )
 
-    def requests(self) -> list[Request]:
-        """The held-out requests, at most `requests.limit` of each user."""
-        return _limited(self.data.requests("test"), self.cfg.requests.limit)
+    def answer_at(self, strength: float | None) -> None:
+        """Make answers at another strength than generation's own; None goes back to that."""
+        node = cast(dict[str, Any], OmegaConf.to_container(self.cfg.generation, resolve=True))
+        key = self.generation.strength
+        self.generation = build(node if strength is None else {**node, key: strength})
+
+    def requests(self, split: Literal["test", "validation"] = "test") -> list[Request]:
+        """The held-out requests, at most `requests.limit` of each user; or those of validation, at most
+        `tune.requests`."""
+        limits = self.cfg.tune.requests if split == "validation" else self.cfg.requests.limit
+        return _limited(self.data.requests(split), limits)
 
     def people(self, requests: Sequence[Request]) -> dict[str, dict[str, Any]]:
         """What reports show of each user: what they said they prefer, and their true stance where it is known."""

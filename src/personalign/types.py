@@ -120,13 +120,15 @@ class Stance:
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
-    """A recalled text, with the event and the user it came from."""
+    """A recalled text, with the event and the user it came from; `weight` is how much it counts for this user, 1 where
+    nobody has inferred that."""
 
     text: str
     event: str
     owner: str
     score: float = 0.0
     payload: Mapping[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +234,9 @@ class Plan:
     such that p sums to 1 (MOD, arXiv 2406.18853). The weight of p_0 itself then changes nothing.
     `score_every` = m > 1 lets all streams speak at every m-th token only; between, the candidates' stream
     speaks alone (a cheaper PAD).
+    `echo` e adds to score(t), from the second step on, e times what moved the step before at which all spoke: its
+    sum_j c_j log p_j(t) - log p_read(t), over the whole vocabulary, p_read being the candidates' stream (OPAD). It is
+    for log-linear plans alone, else ValueError.
     """
 
     streams: tuple[Stream, ...]
@@ -239,6 +244,11 @@ class Plan:
     sampling: Sampling = Sampling()
     score_every: int = 1
     combine: Combine = "log_linear"
+    echo: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.echo and self.combine != "log_linear":
+            raise ValueError(f"an echo is for log-linear plans, not for {self.combine}")
 
     def simplified(self) -> Plan:
         """Sum streams of equal source and drop those of weight zero, but never the candidates' stream."""

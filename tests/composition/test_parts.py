@@ -111,6 +111,7 @@ def test_the_light_view_equals_the_imported_class(part: PartView) -> None:
     assert issubclass(cls, Part)
     for name in ("needs", "provides", "paper", "node"):
         assert getattr(part, name) == getattr(cls, name)
+    assert part.strength == getattr(cls, "strength", "") and (not part.strength or part.strength in part.params)
     assert part.doc == (inspect.getdoc(cls) or "").partition("\n")[0]
     hints = get_type_hints(cls.__init__, include_extras=True)
     signature = inspect.signature(cls).parameters

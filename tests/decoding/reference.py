@@ -63,6 +63,10 @@ def divergent(combine: Combine, reference: Row, others: list[tuple[float, Row]])
     return np.asarray(np.log(policy(np.exp(low))))
 
 
+def summed(plan: Plan, each: list[Row]) -> Row:
+    return sum((s.weight * own for s, own in zip(plan.streams, each, strict=True)), np.zeros_like(each[0]))
+
+
 def step(policy: Policy, plan: Plan, tokens: list[int]) -> Row:
     """The normalised log p of the plan after some tokens [vocabulary]; -inf where a token is no candidate."""
     each = [logprobs(policy, stream, tokens) for stream in plan.streams]
@@ -75,7 +79,10 @@ def step(policy: Policy, plan: Plan, tokens: list[int]) -> Row:
     if len(tokens) % plan.score_every:
         scores = read[kept]
     elif plan.combine == "log_linear":
-        scores = sum((s.weight * own[kept] for s, own in zip(plan.streams, each, strict=True)), np.zeros(kept.sum()))
+        scores = summed(plan, each)[kept]
+        if plan.echo and len(tokens) >= plan.score_every:
+            last = [logprobs(policy, stream, tokens[: -plan.score_every]) for stream in plan.streams]
+            scores = scores + plan.echo * (summed(plan, last) - last[rule.stream])[kept]
     else:
         others = [(s.weight, log_softmax(own[kept])) for s, own in zip(plan.streams, each, strict=True)]
         scores = divergent(plan.combine, log_softmax(read[kept]), others)

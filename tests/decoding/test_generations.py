@@ -81,4 +81,4 @@ def test_answers_are_those_of_the_plans_formula(
 
 
 def test_every_choice_was_among_them() -> None:
-    assert len(CHOICES) == 29
+    assert len(CHOICES) == 31

@@ -48,7 +48,8 @@ def plans(draw: st.DrawFn) -> Plan:
     read = draw(st.integers(0, len(streams) - 1))
     candidates = Candidates(rule, k, draw(st.floats(0, 1)), read)
     every, combine = draw(st.integers(1, 3)), draw(st.sampled_from(get_args(Combine)))
-    return Plan(streams, candidates, draw(SAMPLINGS), every, combine)
+    echo = draw(st.sampled_from((0.0, 0.0, 1.0, -0.5))) if combine == "log_linear" else 0.0
+    return Plan(streams, candidates, draw(SAMPLINGS), every, combine, echo)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -60,7 +61,8 @@ def test_it_is_answered_as_the_formula_says(furnished: Policy, twin: Policy, som
             replace(plan, candidates=replace(kind.candidates, stream=plan.candidates.stream), sampling=kind.sampling)
             for plan in some
         ]
-        some = [replace(plan, score_every=kind.score_every, combine=kind.combine) for plan in some]
+        common = {"score_every": kind.score_every, "combine": kind.combine, "echo": kind.echo}
+        some = [replace(plan, **common) for plan in some]  # type: ignore[arg-type]
     jobs = {f"r{i}": Job(f"r{i}", plan) for i, plan in enumerate(some)}
     made = Decoder(furnished, 6).generate(list(jobs.values()))
     assert len(made) == sum(plan.sampling.n for plan in some)

@@ -141,6 +141,23 @@ def test_killed_at_every_kind_of_write_of_a_closed_loop(tmp_path: Path) -> None:
     assert {"open rounds.jsonl", "open samples-0.jsonl", "os.rename last.ckpt", "os.rename record.json"} < kinds
 
 
+TUNED = [
+    "memory=cos_lambda",
+    "generation=multi_cos",
+    "tune.strengths=[0.5,2]",
+    "tune.requests=1",
+    "tune.perplexity=1e6",
+    "sampling.max_new_tokens=8",
+]
+
+
+@pytest.mark.slow
+def test_killed_at_every_kind_of_write_while_a_strength_is_chosen(tmp_path: Path) -> None:
+    """The answers that are tried, what each strength came to, what memory worked out: nothing is lost or changed."""
+    kinds = killed([*SMALL, *TUNED], tmp_path)
+    assert {"open tuning.jsonl", "open samples-0.jsonl", "os.rename #.json", "os.rename record.json"} < kinds
+
+
 def killed(words: list[str], folder: Path) -> set[str]:
     """Kill a run at its first and last write of each kind, which are returned; none may change what it comes to."""
     script = Path(__file__).with_name("_killing.py")

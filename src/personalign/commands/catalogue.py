@@ -40,6 +40,7 @@ class Row:
     paper: str = ""
     needs: tuple[str, ...] = ()
     provides: tuple[str, ...] = ()
+    strength: str = ""
 
 
 def register(line: CommandLine) -> None:
@@ -76,7 +77,7 @@ def ls(arguments: Namespace) -> int:
 def _of_part(part: PartView) -> Row:
     """Where a choice says more than its class (a variant of a loss), its YAML's first line is shown."""
     what = _first(part.head) or part.doc
-    return Row(part.group, part.choice, what, part.node, part.paper, part.needs, part.provides)
+    return Row(part.group, part.choice, what, part.node, part.paper, part.needs, part.provides, part.strength)
 
 
 def _first(comment: str) -> str:
@@ -100,7 +101,7 @@ def _table(rows: Sequence[Row]) -> Table:
 
 
 def _facts(row: Row) -> str:
-    """Its paper, what it needs, what it provides, as far as there is something to say."""
-    named = {"needs": row.needs, "provides": row.provides}
+    """Its paper, what it needs and provides, the key of its strength, as far as there is something to say."""
+    named = {"needs": row.needs, "provides": row.provides, "strength": (row.strength,) if row.strength else ()}
     said = [f"{name} {' '.join(words)}" for name, words in named.items() if words]
     return " | ".join([*([row.paper] if row.paper else []), *said])

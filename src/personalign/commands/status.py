@@ -30,7 +30,7 @@ COLOURS = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "
 
 @dataclass(frozen=True)
 class Line:
-    """Where one run stands; `seconds` since it was last started, until it ended."""
+    """Where one run stands; `seconds` since it was last started, until it ended; `tuning` of its strength."""
 
     run: str
     row: str
@@ -38,6 +38,7 @@ class Line:
     answers: int
     seconds: float | None
     error: str | None
+    tuning: str = ""
 
 
 def register(line: CommandLine) -> None:
@@ -76,7 +77,16 @@ def _lines(folder: Path) -> Iterator[Line]:
 def _line(run: RunDir, row: str, error: str | None = None) -> Line:
     details = run.details()
     answers = len(run.responses())
-    return Line(run.identity, row, run.status(), answers, run.seconds(), details.get("error") or error)
+    error = details.get("error") or error
+    return Line(run.identity, row, run.status(), answers, run.seconds(), error, _tuning(run))
+
+
+def _tuning(run: RunDir) -> str:
+    """Which strength was chosen on validation requests, or how many of them have been tried; '' where none is."""
+    if told := (run.record() or {}).get("tuning"):
+        return f"{told['key']} = {told['chosen']:g}"
+    tried = [line for line in run.tuning() if line["strength"] is not None]
+    return f"{len(tried)} strengths tried" if tried else ""
 
 
 def _table(lines: list[Line]) -> Table:
@@ -84,7 +94,7 @@ def _table(lines: list[Line]) -> Table:
     for line in lines:
         colour = COLOURS.get(line.status, "default")
         took = "" if line.seconds is None else duration(line.seconds)
-        error = escape(line.error.splitlines()[0]) if line.error else ""
+        error = escape(line.error.splitlines()[0]) if line.error else line.tuning
         shown = f"[{colour}]{line.status}[/]"
         table.add_row(line.run, escape(line.row), shown, str(line.answers), took, error)
     return table

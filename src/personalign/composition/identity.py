@@ -29,6 +29,8 @@ def identity(cfg: DictConfig) -> str:
         kept["source"] = Path(tree["source"]).name  # a run's folder is named by its own identity
     if tree["memory_budget"] is not None:
         kept["memory_budget"] = tree["memory_budget"]
+    if tree["tune"]["strengths"]:
+        kept["tune"] = tree["tune"]
     if tree["rounds"]:
         kept["asking"] = tree["asking"]
     if files := _files(tree["data"]):

@@ -35,6 +35,7 @@ class PartView:
     provides: tuple[str, ...] = ()
     paper: str = ""
     node: str = ""
+    strength: str = ""
 
 
 @dataclass(frozen=True)

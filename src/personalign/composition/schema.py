@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from personalign.composition.home import nearest
@@ -67,6 +67,15 @@ class AskingValues(_Strict):
     by: Literal["plan", "base"]
     temperature: PositiveFloat
     refit: bool
+
+
+class TuneValues(_Strict):
+    """Which strengths of generation are tried on validation requests, and which is best."""
+
+    strengths: Annotated[list[int | float], MinLen(1)] | None
+    by: Literal["truth", "guide"]
+    requests: PositiveInt | None
+    perplexity: PositiveFloat | None
 
 
 class RequestValues(_Strict):
@@ -134,6 +143,7 @@ class Values(_Strict):
     memory_budget: PositiveInt | None
     sampling: SamplingValues
     decoding: DecodingValues
+    tune: TuneValues
     requests: RequestValues
     prompts: PromptValues
     ratings: RatingValues
@@ -167,9 +177,34 @@ def check_values(tree: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
     rest = {key: value for key, value in tree.items() if key not in slots()}
     lacking = list(missing(rest))
     try:
-        return lacking, Values.model_validate(rest).model_dump()
+        typed = Values.model_validate(rest).model_dump()
+        problems, typed["tune"]["strengths"] = _strengths(tree.get("generation"), typed["tune"]["strengths"])
+        return [*lacking, *problems], typed
     except ValidationError as error:
         return [*dict.fromkeys([*lacking, *describe(error, rest, known=Values.model_fields)])], rest
+
+
+def _strengths(node: Any, values: list[int | float] | None) -> tuple[list[str], list[Any] | None]:
+    """Problems of the values that generation's strength may take, and these brought to its type."""
+    key = strength(node)
+    if values is None or not key:
+        return [], values
+    problems, typed = [], []
+    for i, value in enumerate(values):
+        try:
+            typed.append(check(view(node["_target_"]).params[key], value))
+        except ValidationError as error:
+            problems += describe(error, value, f"tune.strengths.{i}")
+    twice = [value for i, value in enumerate(typed) if value in typed[:i]]
+    return [*problems, *(f"tune.strengths names {value} twice" for value in dict.fromkeys(twice))], typed
+
+
+def strength(node: Any) -> str:
+    """The key of generation's node that says how strong it is; '' where there is none."""
+    try:
+        return view(str(node["_target_"])).strength if isinstance(node, Mapping) and node.get("_target_") else ""
+    except UserError:
+        return ""
 
 
 def check_part(place: str, node: Any) -> tuple[list[str], dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_origin
 from personalign import contracts
 from personalign.contracts import UserError
 
-LITERALS: dict[str, Any] = {"needs": (), "provides": (), "paper": "", "node": ""}
+LITERALS: dict[str, Any] = {"needs": (), "provides": (), "paper": "", "node": "", "strength": ""}
 ALIASES = {n: v for n, v in vars(contracts).items() if get_origin(v) in (Annotated, Literal)}
 NAMESPACE = {"__builtins__": {}, **vars(builtins), "Literal": Literal, **ALIASES}
 
@@ -33,6 +33,7 @@ class ClassView:
     provides: tuple[str, ...]
     paper: str
     node: str
+    strength: str
 
 
 def view(target: str) -> ClassView:
@@ -54,7 +55,12 @@ def _view(target: str, file: str, mtime: int) -> ClassView:
     line = list(_lineage(found))
     doc = (ast.get_docstring(found[1]) or "").partition("\n")[0]
     literals = {key: _literal(target, key, line) for key in LITERALS}
-    return ClassView(target=target, cls_name=name, doc=doc, params=_params(target, line), **literals)
+    params = _params(target, line)
+    if literals["strength"] and literals["strength"] not in params:
+        raise UserError(
+            f"{target}: strength must name one of its arguments, {', '.join(params) or 'of which it has none'}"
+        )
+    return ClassView(target=target, cls_name=name, doc=doc, params=params, **literals)
 
 
 def _file(module: str) -> Path | None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from personalign.composition.parts import PartView, catalogue, stamp, view
-from personalign.composition.schema import check_part, check_values, nodes, slots
+from personalign.composition.schema import check_part, check_values, nodes, slots, strength
 from personalign.composition.source import ClassView
 from personalign.contracts import UserError
 
@@ -42,7 +42,7 @@ def problems(cfg: DictConfig | Mapping[str, Any]) -> list[str]:
 def illegal(tree: Mapping[str, Any]) -> list[str]:
     """The needs that nothing earlier on the way provides, each with the choices that would."""
     steps = _steps(tree)
-    return [*_devices(tree), *_rounds(tree, steps), *_unmet(steps, tree.get("source") is not None)]
+    return [*_devices(tree), *_rounds(tree, steps), *_tuning(tree), *_unmet(steps, tree.get("source") is not None)]
 
 
 def _steps(tree: Mapping[str, Any]) -> list[Step]:
@@ -151,6 +151,24 @@ def _rounds(tree: Mapping[str, Any], steps: list[Step]) -> list[str]:
     # A query that lacks the posterior says so itself.
     if not any("state.posterior" in (*seen.provides, *seen.needs) for _, _, seen in steps):
         found.append(f"rounds={rounds} needs state.posterior: {' or '.join(_providers('query', 'state.posterior'))}")
+    return found
+
+
+def _tuning(tree: Mapping[str, Any]) -> list[str]:
+    """What is tuned needs a strength, and somebody who says which is best."""
+    tune, choices = tree.get("tune"), tree.get("choices") or {}
+    if not isinstance(tune, Mapping) or not tune.get("strengths"):
+        return []
+    found = []
+    if not strength(tree.get("generation")):
+        able = [part.choice for part in _known(stamp()) if part.group == "generation" and part.strength]
+        found.append(
+            f"tune.strengths: generation={choices.get('generation')} has no strength to tune: set it to null, or use "
+            f"generation={'|'.join(able)}"
+        )
+    judge = tree.get(str(tune.get("by")))
+    if not (isinstance(judge, Mapping) and judge.get("_target_")):
+        found.append(f"tune.by={tune.get('by')} needs reward.{tune.get('by')}: choose reward@{tune.get('by')}")
     return found
 
 

@@ -3,7 +3,8 @@
 score(t) = sum_j c_j log p_j(t | prompt_j, prefix) on a candidate set. All streams of all answers are rows of one
 forward pass. A log-probability's normaliser is the same for every token, so scores are combined from logits; and
 streams that are only read on the k candidates never compute the other logits. Plans that are not log-linear are
-combined by `divergence`.
+combined by `divergence`; those with an echo need every stream on the whole vocabulary,
+of which each answer keeps a row.
 """
 
 from __future__ import annotations
@@ -154,7 +155,8 @@ class Batch:
         speaking = len(self.alive[0].tokens) % self.plan.score_every == 0
         if speaking and self.plan.combine != "log_linear":
             return self._divergent(hidden, read)
-        if rule.rule == "top_k":
+        echoed = speaking and self.plan.echo != 0.0
+        if rule.rule == "top_k" and not echoed:
             best, candidates = read.topk(min(rule.k, read.shape[-1]), dim=-1)
             if not speaking:
                 return best, candidates
@@ -164,9 +166,26 @@ class Batch:
         if speaking and len(self.guides):
             guided = self.policy.logits(hidden[self.guides]) * self.weights[self.guides, None]
             scores = scores.index_add(0, self.owner[self.guides], guided)
+        if echoed:
+            scores = self._echoed(scores, read)
+        if rule.rule == "top_k":
+            candidates = read.topk(min(rule.k, read.shape[-1]), dim=-1).indices
+            return scores.gather(1, candidates), candidates
         if rule.rule == "plausible":
             scores = scores.masked_fill(~allowed(read, rule), float("-inf"))
         return scores, None
+
+    def _echoed(self, scores: Tensor, read: Tensor) -> Tensor:
+        """Scores [seated, vocabulary] and what moved those of the step before, `echo` times; each answer keeps for the
+        next step what moves it now."""
+        moved = scores - read
+        before = [
+            torch.zeros_like(now) if answer.moved is None else answer.moved
+            for answer, now in zip(self.seated, moved, strict=True)
+        ]
+        for answer, now in zip(self.seated, moved, strict=True):
+            answer.moved = now
+        return scores + self.plan.echo * torch.stack(before)
 
     def _divergent(self, hidden: Tensor, read: Tensor) -> tuple[Tensor, Tensor | None]:
         """`_scores` of a plan that is not log-linear, from the candidates' stream's logits `read`."""

@@ -47,6 +47,7 @@ class Answer:
     logprobs: list[float] = field(default_factory=list)
     stop: str = ""
     seconds: float = 0.0
+    moved: Tensor | None = field(default=None, repr=False)  # by how much its newest score was, for a plan with an echo
 
     def begin(self, policy: Policy) -> list[Row]:
         """Its rows; they and its random stream, its own in any company, are made when it is about to enter: large."""

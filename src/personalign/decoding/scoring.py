@@ -34,12 +34,12 @@ def score_readings(
     policy: Policy, readings: Sequence[Reading], description: str, cache: Path | None = None
 ) -> list[float]:
     """sum_j c_j sum_t log p_j(y_t | prompt_j, y_<t) of every reading, in nats; of a plan that is not log-linear,
-    sum_t log p(y_t | y_<t) over the whole vocabulary.
+    or has an echo, sum_t log p(y_t | y_<t) over the whole vocabulary.
 
     What several readings share (a prompt and an answer under the same deltas and head) is computed once, and not
     at all where `cache` has it from another run. `description` is for the progress.
     """
-    terms = [_terms(policy, reading) if reading.plan.combine == "log_linear" else [] for reading in readings]
+    terms = [_terms(policy, reading) if _is_a_sum(reading.plan) else [] for reading in readings]
     wanted: dict[_Reader, dict[Branches, None]] = {}
     for _, reader, row in (term for some in terms for term in some):
         wanted.setdefault(reader, {})[row] = None
@@ -49,15 +49,20 @@ def score_readings(
         values |= {((deltas, head), row): value for row, value in zip(rows, sums[:, 0].tolist(), strict=True)}
     return [
         sum(weight * values[reader, row] for weight, reader, row in some)
-        if reading.plan.combine == "log_linear"
-        else _divergent(policy, reading)
+        if _is_a_sum(reading.plan)
+        else _by_token(policy, reading)
         for reading, some in zip(readings, terms, strict=True)
     ]
 
 
+def _is_a_sum(plan: Plan) -> bool:
+    """Whether the score of an answer is the weighted sum of its streams'."""
+    return plan.combine == "log_linear" and plan.echo == 0.0
+
+
 @torch.inference_mode()
-def _divergent(policy: Policy, reading: Reading) -> float:
-    """sum_t log p(y_t | y_<t) of a plan around its candidates' stream, a stream at a time."""
+def _by_token(policy: Policy, reading: Reading) -> float:
+    """sum_t log p(y_t | y_<t) of a plan, from the logits of a stream at a time."""
     if not reading.answer:
         return 0.0
     plan = reading.plan.simplified()
@@ -67,10 +72,24 @@ def _divergent(policy: Policy, reading: Reading) -> float:
         check_length(policy, reading.name, len(prompt), len(reading.answer))
         with policy.using(stream.deltas):
             logits.append(answer_logits(policy, Branches(prompt, (reading.answer,)), stream.head))
-    rows = torch.arange(len(reading.answer), device=policy.device).repeat(len(logits))
-    weights = torch.tensor([s.weight for s in plan.streams], device=policy.device).repeat_interleave(len(logits[0]))
-    logp = optimum(plan.combine, logits[plan.candidates.stream], torch.cat(logits), rows, weights)
+    logp = _echoed(plan, logits) if plan.combine == "log_linear" else _divergent(plan, logits)
     return float(logp.gather(1, torch.tensor(reading.answer, device=policy.device)[:, None]).sum())
+
+
+def _echoed(plan: Plan, logits: Sequence[Tensor]) -> Tensor:
+    """log p [tokens, vocabulary] of a plan whose every step is moved as the one before was, too."""
+    scores = sum((s.weight * own for s, own in zip(plan.streams, logits, strict=True)), torch.zeros_like(logits[0]))
+    moved = scores - logits[plan.candidates.stream]
+    scores[1:] += plan.echo * moved[:-1]
+    return scores.log_softmax(-1)
+
+
+def _divergent(plan: Plan, logits: Sequence[Tensor]) -> Tensor:
+    """log p [tokens, vocabulary] of a plan around its candidates' stream."""
+    read = logits[plan.candidates.stream]
+    rows = torch.arange(len(read), device=read.device).repeat(len(logits))
+    weights = torch.tensor([s.weight for s in plan.streams], device=read.device).repeat_interleave(len(read))
+    return optimum(plan.combine, read, torch.cat(list(logits)), rows, weights)
 
 
 def _terms(policy: Policy, reading: Reading) -> list[_Term]:

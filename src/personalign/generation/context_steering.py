@@ -1,6 +1,7 @@
 """Context steering: what the user's profile changes in the model's next-token distribution, made stronger or weaker.
 
-score(t) = (1 + c) log p(t | context) - c log p(t | no context): CoS, Linear Alignment and Amulet differ only in c.
+score(t) = (1 + c) log p(t | context) - c log p(t | no context): CoS, Linear Alignment and Amulet differ only in c. OPAD
+adds what moved the token before.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class ContextSteering(Generation):
     provides = ()
     paper = "arXiv 2405.01768 (CoS); arXiv 2401.11458 (Linear Alignment)"
     node = "alignment through feedback / inference-time / reward-guided decoding"
+    strength = "strength"
 
     def __init__(self, *, strength: float, template: str, placement: Placement) -> None:
         self._strength = strength
@@ -39,6 +41,26 @@ class ContextSteering(Generation):
         return Plan(tuple(s for s in (context, plain) if s.weight))
 
 
+class OPAD(ContextSteering):
+    """OPAD: log p_t(. | context) + a (d_t + d_{t-1}), d = log p(. | context) - log p(. | no context), a = `strength`.
+
+    Context steering of strength a, to which every token but the first adds what the one before was moved by. Strength 0
+    is the preference prompt. The released code, as it is read, lacks the d of its first token when it comes to the
+    second; here it is there.
+    """
+
+    needs = ("state.profile",)
+    provides = ()
+    paper = "arXiv 2502.14204 (OPAD); its released code"
+    node = "alignment through feedback / inference-time / reward-guided decoding"
+    strength = "strength"
+
+    def plan(self, request: Request, state: UserState, spec: PolicySpec) -> Plan:
+        context = stream(self.render(request, state), 1.0 + self._strength, spec.aligned)
+        plain = stream(request.messages, -self._strength, spec.aligned)
+        return Plan((context, plain), echo=1.0)
+
+
 class Amulet(ContextSteering):
     """Amulet's online game at every token, in closed form: context steering of strength c_T (`amulet_strength`).
 
@@ -51,6 +73,7 @@ class Amulet(ContextSteering):
     provides = ()
     paper = "arXiv 2502.19148; its released code (commit 9d607f0)"
     node = "alignment through feedback / inference-time / reward-guided decoding"
+    strength = "alpha"
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ class CoPe(Generation):
     provides = ()
     paper = "arXiv 2506.12109 (CoPe)"
     node = "alignment through feedback / inference-time / prediction ensemble"
+    strength = "alpha"
 
     def __init__(self, *, alpha: NonNegativeFloat, plausible: Fraction) -> None:
         self._alpha, self._candidates = alpha, Candidates("plausible", fraction=plausible)

@@ -20,6 +20,7 @@ class DExperts(Generation):
     provides = ()
     paper = "arXiv 2105.03023 (DExperts); arXiv 2401.08565 (proxy tuning)"
     node = "alignment through feedback / inference-time / prediction ensemble"
+    strength = "strength"
 
     def __init__(self, *, strength: NonNegativeFloat, expert: str | None, anti_expert: str | None) -> None:
         self._strength, self._expert, self._anti_expert = strength, expert, anti_expert

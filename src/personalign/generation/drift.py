@@ -22,6 +22,7 @@ class Drift(Generation):
     provides = ()
     paper = "arXiv 2502.14289 (Drift)"
     node = "alignment through feedback / inference-time / prediction ensemble"
+    strength = "beta"
 
     def __init__(self, *, beta: PositiveFloat, attributes: dict[str, str]) -> None:
         self._beta, self._attributes = beta, attributes

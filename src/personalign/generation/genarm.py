@@ -23,6 +23,7 @@ class GenARM(Generation):
     provides = ()
     paper = "arXiv 2410.08193 (guided decoding; several objectives)"
     node = "alignment through feedback / inference-time / reward-guided decoding"
+    strength = "strength"
 
     def __init__(self, *, strength: NonNegativeFloat, top_k: PositiveInt | None) -> None:
         self._strength = strength

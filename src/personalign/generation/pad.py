@@ -48,6 +48,7 @@ class Pad(Generation):
     provides = ()
     paper = "arXiv 2410.04070, eq. 4-10 and 13 (K features: our reading)"
     node = "alignment through feedback / inference-time / reward-guided decoding"
+    strength = "beta"
 
     def __init__(
         self,
@@ -88,6 +89,7 @@ class PadScalar(Generation):
     provides = ()
     paper = "arXiv 2410.04070, eq. 13; its released code (commit 51bea05)"
     node = "alignment through feedback / inference-time / reward-guided decoding"
+    strength = "beta"
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ class PARM(Generation):
     provides = ()
     paper = "PARM, ICML 2025; its released code"
     node = "alignment through feedback / inference-time / reward-guided decoding"
+    strength = "strength"
 
     def __init__(self, *, strength: NonNegativeFloat) -> None:
         self._strength = strength

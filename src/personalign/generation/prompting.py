@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from personalign.contracts import Generation, Placement
+from personalign.runtime.prompts import before_request as before_request
+from personalign.runtime.prompts import in_place as in_place
+from personalign.runtime.prompts import in_system as in_system
+from personalign.runtime.prompts import preference_template as preference_template
+from personalign.runtime.prompts import told as told
 from personalign.runtime.templates import checked as checked
 from personalign.runtime.templates import fill as fill
-from personalign.types import (
-    Chat,
-    Deltas,
-    Message,
-    Messages,
-    Plan,
-    PolicySpec,
-    Request,
-    Stream,
-    UserState,
-    last_user_text,
-)
+from personalign.types import Chat, Deltas, Messages, Plan, PolicySpec, Request, Stream, UserState
 
 
 class Prompted(Generation):
@@ -28,27 +22,6 @@ class Prompted(Generation):
 
 def stream(prompt: Messages, weight: float = 1.0, deltas: Deltas = (), head: str | None = None) -> Stream:
     return Stream((Chat(prompt),), weight, deltas, head)
-
-
-def before_request(messages: Messages, template: str, **values: str) -> Messages:
-    """Put a filled template into the newest user turn; the request goes to {request} or to the end."""
-    request = last_user_text(messages)
-    if "{request}" not in template:
-        template += "\n\n{request}"
-    return in_place(messages, fill(template, request=request, **values))
-
-
-def in_place(messages: Messages, text: str) -> Messages:
-    """Put a text into the place of the newest user turn."""
-    last = max((i for i, m in enumerate(messages) if m.role == "user"), default=len(messages))
-    return (*messages[:last], Message("user", text), *messages[last + 1 :])
-
-
-def in_system(messages: Messages, text: str) -> Messages:
-    """Put a text into the system turn, after what stands there."""
-    if messages and messages[0].role == "system":
-        return (Message("system", f"{messages[0].content}\n\n{text}"), *messages[1:])
-    return (Message("system", text), *messages)
 
 
 def recalled(state: UserState, budget: int) -> list[str]:
@@ -64,14 +37,8 @@ def recalled(state: UserState, budget: int) -> list[str]:
     return texts
 
 
-def preference_template(template: str, placement: Placement) -> str:
-    return checked(template, ("profile",), ("request",) if placement == "user" else ())
-
-
 def preference_prompt(request: Request, state: UserState, template: str, placement: Placement) -> Messages:
     """The request with what is known of the user, or as it is when nothing is."""
     if not state.profile or not state.profile.strip():
         return request.messages
-    if placement == "system":
-        return in_system(request.messages, fill(template, profile=state.profile))
-    return before_request(request.messages, template, profile=state.profile)
+    return told(request.messages, state.profile, template, placement)

@@ -24,6 +24,7 @@ class Soup(Generation):
     provides = ()
     paper = "arXiv 2306.04488, eq. 1"
     node = "alignment through feedback / multi-objective / direct objective-space optimization"
+    strength = "scale"
 
     def __init__(self, *, weights: Literal["simplex", "signed"], scale: PositiveFloat) -> None:
         self._weights, self._scale = weights, scale

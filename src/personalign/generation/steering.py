@@ -20,6 +20,7 @@ class Steering(Generation):
     provides = ()
     paper = "BiPO, NeurIPS 2024 (strength, vectors that add); arXiv 2312.06681"
     node = "personalized generation / parameter / adapter"
+    strength = "strength"
 
     def __init__(self, *, strength: float) -> None:
         self._strength = strength

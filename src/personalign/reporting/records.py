@@ -55,6 +55,8 @@ class Record(TypedDict):
     data_hash: NotRequired[str]
     # By user name.
     users: NotRequired[dict[str, Person]]
+    # In runs whose strength was chosen on validation requests (see `tuning`): which, and what each came to.
+    tuning: NotRequired[dict[str, Any]]
     # In runs that asked their users: before the first round, and after each.
     rounds: NotRequired[list[Point]]
 

@@ -10,6 +10,7 @@ from typing import Literal
 from personalign.reporting.collect import Results
 from personalign.reporting.records import Published, PublishedRow
 from personalign.reporting.rows import Row
+from personalign.reporting.tuned import tuned
 
 Place = Literal["main", "more"]
 RECORD = "win_tie_lose"
@@ -155,6 +156,7 @@ def notes(results: Results) -> list[str]:
     if any(row.curve for row in results.rows):
         said.append("Stance error: 1 - cos of the recalled stance and the true one; 1 where nothing is recalled.")
         said.append("Regret: true reward that memory's favourite lacked among the answers that were asked about.")
+    said += [line for row in results.rows for line in tuned(row)]
     return [*said, *(f"{row.name}: {row.note}" for row in results.rows if row.note)]
 
 

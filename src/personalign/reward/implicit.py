@@ -37,7 +37,7 @@ class Implicit(Reward):
         """The plan, whatever it was made from."""
         assert self._plan is not None
         plan = self._plan(request).simplified()
-        return plan.streams, plan.combine
+        return plan.streams, plan.combine, plan.echo
 
     def score(self, request: Request, state: UserState, responses: Sequence[str]) -> list[Score]:
         return self.score_all([(request, state, responses)])[0]

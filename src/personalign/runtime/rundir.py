@@ -53,6 +53,8 @@ class RunDir:
     where a file cannot be written or read.
     """
 
+    TUNING = "tuning.jsonl"
+
     def __init__(self, root: str | Path, identity: str, rank: int = 0) -> None:
         self.identity = identity
         self.rank = rank
@@ -182,6 +184,11 @@ class RunDir:
                     raise UserError(f"{path}: an answer without the field 'request'; remove its line")
                 union.setdefault((row.get("round", 0), row["request"], row.get("sample", 0)), row)
         return [union[key] for key in sorted(union)]
+
+    def tuning(self) -> list[dict[str, Any]]:
+        """What each strength that has been tried so far came to (see `tuning`), in order."""
+        path = self.path / self.TUNING
+        return list(read_jsonl(path)) if path.is_file() else []
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Write the result, with the version of its schema."""
