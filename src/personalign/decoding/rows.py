@@ -127,7 +127,8 @@ def rows_of(policy: Policy, answer: Answer) -> list[Row]:
     """The rows of an answer, one per stream of its (simplified) plan; values are read in a row that is there anyway."""
     plan = answer.job.plan
     prompts = {stream.prompt: prompt_ids(policy, stream) for stream in plan.streams}
-    rows, values = [], dict[Source, list[tuple[float, Value]]]()
+    rows: list[Row] = []
+    values: dict[Source, list[tuple[float, Value]]] = {}
     for i, stream in enumerate(plan.streams):
         source = Source(prompts[stream.prompt], stream.deltas)
         check_length(policy, answer.job.request, len(source.ids), answer.limit)

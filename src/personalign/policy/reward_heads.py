@@ -123,7 +123,8 @@ def rater(policy: Policy, value: Value) -> RewardHead:
 
 def prefix_values(policy: Policy, rows: Sequence[Branches], value: Value) -> list[Tensor]:
     """Of every answer of some rows, under the present routing, the values of its beginnings: float32 [tokens]."""
-    head, found = rater(policy, value), []
+    head = rater(policy, value)
+    found = []
     for states in token_states(policy, rows):
         before = states.cumsum(0) - states
         count = torch.arange(1, len(states) + 1, device=states.device)[:, None]
