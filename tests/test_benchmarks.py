@@ -40,6 +40,14 @@ def test_decode_prints_a_ratio_for_every_comparison() -> None:
     assert "6/6/6 and 3/3/3" in text  # the loop makes fewer tokens, and says so
 
 
+def test_args_compares_equal_answers() -> None:
+    text = said("args", *TINY, "--new", "5", "--prompt", "20", "--batches", "1", "3", "--candidates", "4")
+    assert len(ratios(text)) == 2 * 2 and all(ratio > 0 for ratio in ratios(text))
+    assert text.count("100% of tokens alike") == 4
+    shares = [float(share) for share in re.findall(r"^cache of .* MB, ([\d.]+)$", text, re.MULTILINE)]
+    assert len(shares) == 2 and all(0.25 < share < 0.3 for share in shares), "a fourth, and the room for leaves"
+
+
 def test_train_compares_equal_losses() -> None:
     pytest.importorskip("trl")
     text = said("train", *TINY, "--prompt", "60", "--answer", "20", "--batch", "2", "--steps", "2")

@@ -183,21 +183,35 @@ Segment = Chat | Tokens | Soft
 
 
 @dataclass(frozen=True, slots=True)
+class Value:
+    """What a stream may read instead of log-probabilities: the number that a head of the policy, one that rates, makes
+    of the answer so far with a candidate behind it. `user` is what the head is told of them, () nothing."""
+
+    head: str
+    user: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Stream:
-    """One log-probability source over the base vocabulary, with its coefficient in the plan.
+    """One source of scores over the base vocabulary, with its coefficient in the plan: log-probabilities, or values.
 
     `deltas` names the adapters and steering vectors that are added to the base, with coefficients; () is the base.
-    `head` names a map of the last hidden state that is applied before the vocabulary (PAD's value head).
+    `head` names a map of the last hidden state that is applied before the vocabulary (PAD's value head), or is a
+    `Value`, which stands in the vocabulary's place.
     """
 
     prompt: tuple[Segment, ...]
     weight: float = 1.0
     deltas: Deltas = ()
-    head: str | None = None
+    head: str | Value | None = None
 
     @property
-    def source(self) -> tuple[tuple[Segment, ...], Deltas, str | None]:
+    def source(self) -> tuple[tuple[Segment, ...], Deltas, str | Value | None]:
         return (self.prompt, self.deltas, self.head)
+
+    @property
+    def valued(self) -> bool:
+        return isinstance(self.head, Value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +241,8 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How one answer is made: score(t) = sum_j c_j log p_j(t | prompt_j, prefix) on a candidate set.
+    """How one answer is made: score(t) = sum_j c_j log p_j(t | prompt_j, prefix) on a candidate set, where a stream
+    that is `valued` has v_j(prompt_j, prefix, t) in the place of its log p_j.
 
     That is `combine` log_linear. The others are an f-divergence, whose reference p_0 is the candidates' stream:
     score(t) = log p(t) with p = p_0 (f')^-1(sum_j c_j f'(p_j / p_0) - Z), all p_j being those on the candidates and Z
@@ -235,8 +250,9 @@ class Plan:
     `score_every` = m > 1 lets all streams speak at every m-th token only; between, the candidates' stream
     speaks alone (a cheaper PAD).
     `echo` e adds to score(t), from the second step on, e times what moved the step before at which all spoke: its
-    sum_j c_j log p_j(t) - log p_read(t), over the whole vocabulary, p_read being the candidates' stream (OPAD). It is
-    for log-linear plans alone, else ValueError.
+    sum_j c_j log p_j(t) - log p_read(t), over the whole vocabulary, p_read being the candidates' stream (OPAD).
+    An echo is for log-linear plans without values; values are read of few candidates, and have no f-divergence:
+    ValueError elsewhere.
     """
 
     streams: tuple[Stream, ...]
@@ -247,8 +263,19 @@ class Plan:
     echo: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.echo and self.combine != "log_linear":
-            raise ValueError(f"an echo is for log-linear plans, not for {self.combine}")
+        if self.echo and (self.combine != "log_linear" or self.valued):
+            raise ValueError("an echo is for log-linear plans without values")
+        if not self.valued:
+            return
+        if self.candidates.rule != "top_k" or self.combine != "log_linear":
+            raise ValueError("values are added to log-probabilities, on the top k candidates of a stream")
+        if self.streams[self.candidates.stream].valued:
+            raise ValueError("a stream of values has no likeliest tokens: let the candidates be another stream's")
+
+    @property
+    def valued(self) -> bool:
+        """Whether any stream reads values, so that candidates are read one step ahead."""
+        return any(stream.valued for stream in self.streams)
 
     def simplified(self) -> Plan:
         """Sum streams of equal source and drop those of weight zero, but never the candidates' stream."""
@@ -316,13 +343,23 @@ class Score:
         return all(self.dimensions[name] >= floor for name, floor in floors.items())
 
 
+@dataclass(frozen=True, slots=True)
+class Rater:
+    """How a head rates answers: the deltas under which it reads them, and the dimensions that a user's vector weighs,
+    () where they have no names."""
+
+    deltas: Deltas = ()
+    dimensions: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicySpec:
     """The names that a policy offers to a plan.
 
     `aligned` is what training made of the base, as deltas; the last of them, `own`, are this user's alone. `features`
     maps a dimension to the deltas of its successor feature log pihat_k (PAD, eq. 8), `vectors` to those of its steering
-    vector; `corrector` makes better answers of drafts (Aligner); `heads` are names.
+    vector; `corrector` makes better answers of drafts (Aligner); `heads` are names, and `raters` those that a `Value`
+    may read.
     """
 
     aligned: Deltas = ()
@@ -332,6 +369,7 @@ class PolicySpec:
     adapters: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
     vectors: Mapping[str, Deltas] = field(default_factory=dict)
+    raters: Mapping[str, Rater] = field(default_factory=dict)
 
 
 def last_user_text(messages: Sequence[Message]) -> str:

@@ -10,10 +10,13 @@ import reference as brute
 import torch
 from torch import Tensor, nn
 
+from personalign.policy.features import Reader
 from personalign.policy.loading import Tiny
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.policy import Policy
+from personalign.policy.reward_heads import BradleyTerryHead, LoReHead, ValueHead
 from personalign.policy.soft import SoftHead
+from personalign.types import Rater
 
 DIMENSIONS = ("warmth", "grade", "formality")
 
@@ -32,8 +35,8 @@ class Known(SoftHead):
 @pytest.fixture(scope="module")
 def furnished(tmp_path_factory: pytest.TempPathFactory) -> Policy:
     """A tiny policy: a feature a dimension, `dpo` for all and `mine` for ada alone, all of them strong and random; a
-    value head, and one that makes soft tokens; a steering vector a dimension. Many tokens end an answer. Tests leave it
-    as it is."""
+    value head, one that makes soft tokens, three that rate; a steering vector a dimension. Many tokens end an answer.
+    Tests leave it as it is."""
     model = Tiny(hidden=32, layers=2, heads=4, kv_heads=2, context=1024, seed=0)
     policy: Policy = model.build(tmp_path_factory.mktemp("cache"), "fp32")
     draw = torch.Generator().manual_seed(5)
@@ -46,10 +49,21 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Policy:
     policy.heads["value"] = nn.Linear(32, 32, bias=False)
     nn.init.normal_(policy.heads["value"].weight, std=0.2, generator=draw)
     policy.heads["soft_tokens"] = Known(policy.embedding.weight.detach()[[40, 99]])
+    policy.heads["bradley_terry"] = BradleyTerryHead(32, Reader((("dpo", 1.0),), "mean", 512, 256))
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        policy.heads["lore"] = LoReHead(32, Reader((), "last", 512, 256), ("ada", "cy"), 3)
+    policy.heads["vas"] = ValueHead(32, Reader((), "last", 512, 256), DIMENSIONS)
+    for head in (policy.heads[name] for name in ("bradley_terry", "lore", "vas")):
+        head.standardise(torch.randn(20, 32, generator=draw))  # type: ignore[operator]
+        for weights in head.parameters():
+            nn.init.normal_(weights, generator=draw)
     features = {name: ((name, 1.0),) for name in DIMENSIONS}
     vectors = {name: ((f"to_{name}", 1.0),) for name in DIMENSIONS}
-    heads = ("value", "soft_tokens")
+    heads = ("value", "soft_tokens", "bradley_terry", "lore", "vas")
+    raters = {"bradley_terry": Rater((("dpo", 1.0),)), "lore": Rater(), "vas": Rater((), DIMENSIONS)}
     policy.spec = replace(policy.spec, aligned=(("dpo", 1.0),), features=features, vectors=vectors, heads=heads)
+    policy.spec = replace(policy.spec, raters=raters)
     policy.user_deltas = {"ada": (("mine", 1.0),)}
     policy.stop_ids = tuple(range(2, 250, 9))
     return policy

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from personalign.policy.policy import Policy
-from personalign.types import Chat, Combine, Plan, Soft, Stream
+from personalign.types import Chat, Combine, Plan, Soft, Stream, Value
 
 Row = npt.NDArray[np.float64]
 HALVINGS = 400
@@ -28,8 +29,8 @@ def log_softmax(scores: Row) -> Row:
     return np.asarray(shifted - np.log(np.exp(shifted).sum()))
 
 
-def logprobs(policy: Policy, stream: Stream, tokens: list[int]) -> Row:
-    """log p(. | prompt, tokens) of one stream [vocabulary]."""
+def states(policy: Policy, stream: Stream, tokens: list[int]) -> torch.Tensor:
+    """The last hidden states of one stream's prompt and these tokens [prompt + tokens, width]."""
     ids: list[int] = []
     for part in stream.prompt:
         if isinstance(part, Chat):
@@ -37,9 +38,30 @@ def logprobs(policy: Policy, stream: Stream, tokens: list[int]) -> Row:
         else:
             ids += policy.soft_ids(part) if isinstance(part, Soft) else part.ids
     with policy.using(stream.deltas), torch.no_grad():
-        hidden = policy.hidden(**policy.inputs(torch.tensor([ids + tokens])))[0, -1]
+        return policy.hidden(**policy.inputs(torch.tensor([ids + tokens])))[0]
+
+
+def logprobs(policy: Policy, stream: Stream, tokens: list[int]) -> Row:
+    """log p(. | prompt, tokens) of one stream [vocabulary]."""
+    assert not isinstance(stream.head, Value)
+    hidden = states(policy, stream, tokens)[-1]
+    with torch.no_grad():
         hidden = hidden if stream.head is None else policy.heads[stream.head](hidden)
         return log_softmax(policy.model.get_output_embeddings()(hidden).numpy())
+
+
+def values(policy: Policy, stream: Stream, tokens: list[int], candidates: Sequence[int]) -> Row:
+    """What a head makes of the tokens with each candidate behind them [candidates], each in a forward of its own."""
+    assert isinstance(stream.head, Value)
+    head = policy.heads[stream.head.head]
+    user = torch.tensor(stream.head.user, dtype=torch.float64) if stream.head.user else None
+    found = []
+    for candidate in candidates:
+        own = states(policy, stream, [*tokens, candidate])[-len(tokens) - 1 :]
+        with torch.no_grad():
+            read = own[-1] if head.reader.pooling == "last" else own.mean(0)  # type: ignore[union-attr]
+            found.append(float(head.rewards(read, user)))  # type: ignore[operator]
+    return np.asarray(found)
 
 
 def divergent(combine: Combine, reference: Row, others: list[tuple[float, Row]]) -> Row:
@@ -69,26 +91,33 @@ def summed(plan: Plan, each: list[Row]) -> Row:
 
 def step(policy: Policy, plan: Plan, tokens: list[int]) -> Row:
     """The normalised log p of the plan after some tokens [vocabulary]; -inf where a token is no candidate."""
-    each = [logprobs(policy, stream, tokens) for stream in plan.streams]
-    rule, read = plan.candidates, each[plan.candidates.stream]
+    rule, read = plan.candidates, logprobs(policy, plan.streams[plan.candidates.stream], tokens)
     kept = np.ones(len(read), dtype=bool)
     if rule.rule == "top_k":
         kept = read >= np.sort(read)[-min(rule.k, len(read))]
     elif rule.rule == "plausible":
         kept = np.exp(read) >= rule.fraction * np.exp(read).max()
+    each = [spoken(policy, stream, tokens, kept) for stream in plan.streams]
     if len(tokens) % plan.score_every:
         scores = read[kept]
     elif plan.combine == "log_linear":
-        scores = summed(plan, each)[kept]
+        scores = summed(plan, each)
         if plan.echo and len(tokens) >= plan.score_every:
             last = [logprobs(policy, stream, tokens[: -plan.score_every]) for stream in plan.streams]
             scores = scores + plan.echo * (summed(plan, last) - last[rule.stream])[kept]
     else:
-        others = [(s.weight, log_softmax(own[kept])) for s, own in zip(plan.streams, each, strict=True)]
+        others = [(s.weight, log_softmax(own)) for s, own in zip(plan.streams, each, strict=True)]
         scores = divergent(plan.combine, log_softmax(read[kept]), others)
     found = np.full(len(read), -np.inf)
     found[kept] = log_softmax(scores)
     return found
+
+
+def spoken(policy: Policy, stream: Stream, tokens: list[int], kept: Row) -> Row:
+    """What a stream says of the tokens that are kept, in their order."""
+    if stream.valued:
+        return values(policy, stream, tokens, np.flatnonzero(kept).tolist())
+    return logprobs(policy, stream, tokens)[kept]
 
 
 def decode(policy: Policy, plan: Plan) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -64,6 +65,22 @@ def reinforce_loss(logprobs: Tensor, advantages: Tensor) -> Tensor:
 def bradley_terry_loss(rewards: Tensor) -> Tensor:
     """-log sigma(r(chosen) - r(rejected)) of rewards [..., 2], chosen first: [...] (Bradley and Terry 1952)."""
     return -F.logsigmoid(rewards[..., 0] - rewards[..., 1])
+
+
+def td_lambda(values: Tensor, rewards: Tensor, lengths: Tensor, trace: float) -> Tensor:
+    """What TD(lambda) draws the values of an answer's beginnings to, without discount (Sutton 1988): [n, time, K].
+
+    Of answers of so many tokens as `lengths` [n] say, with values [n, time, K] of y_<=1, y_<=2 and so on, and rewards
+    [n, K] of the whole: G_T = r and G_t = (1 - lambda) V_(t+1) + lambda G_(t+1). lambda 1 is the reward everywhere.
+    Behind an answer's end stands its reward.
+    """
+    targets = torch.empty_like(values)
+    for t in reversed(range(values.shape[1])):
+        last = (t + 1 >= lengths)[:, None]
+        following = values[:, min(t + 1, values.shape[1] - 1)]
+        ahead = targets[:, min(t + 1, values.shape[1] - 1)]
+        targets[:, t] = torch.where(last, rewards, (1 - trace) * following + trace * ahead)
+    return targets
 
 
 def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:

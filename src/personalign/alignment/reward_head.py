@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -19,6 +20,7 @@ from personalign.contracts import Data, Fraction, NonNegativeFloat, PositiveFloa
 from personalign.policy.features import Reader
 from personalign.policy.reference import fingerprint
 from personalign.policy.reward_heads import BradleyTerryHead, RewardHead
+from personalign.types import Rater
 
 if TYPE_CHECKING:
     from personalign.policy.policy import Policy
@@ -93,7 +95,9 @@ class HeadStage(Stage):
         trainee = Head(self.head, head)
         recipe = self.recipe
         lesson = Lesson(title=self.head, trainee=trainee, content=content, recipe=recipe, prepare=prepare, light=True)
-        return train(policy, fitting, lesson)
+        figures = train(policy, fitting, lesson)
+        policy.spec = replace(policy.spec, raters={**policy.spec.raters, self.head: Rater(reader.deltas)})
+        return figures
 
 
 class BradleyTerryStage(HeadStage):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from personalign.alignment.batches import Item, Limits
 from personalign.alignment.learner import Recipe
 from personalign.alignment.penalty import Penalty
-from personalign.alignment.rollouts import LeaveOneOut, Prompt
+from personalign.alignment.rollouts import LeaveOneOut, rendered
 from personalign.alignment.trainees import Adapters
 from personalign.alignment.training import Lesson, train
 from personalign.contracts import (
@@ -22,11 +22,9 @@ from personalign.contracts import (
     Render,
     SeveralInt,
     Stage,
-    UserError,
 )
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.reference import standing
-from personalign.policy.truncation import encode_within
 from personalign.runtime.seeds import derive
 from personalign.types import Sampling
 
@@ -100,7 +98,7 @@ class RLOO(Stage):
             raise RuntimeError("rloo learns from a guide: call bind first")
         before = policy.spec.aligned
         after = (*before, (self.adapter, 1.0))
-        prompts = self._prompts(policy, data, render)
+        prompts = rendered(policy, data, render, self.limits, self.adapter)
         told = [[prompt.request.id, prompt.ids] for prompt in prompts]
         penalty = Penalty(self.beta, self.target, self.horizon)
         knobs = [self.samples, self.limits, penalty, self.normalize]
@@ -129,16 +127,6 @@ class RLOO(Stage):
         figures = train(policy, fitting, lesson)
         policy.spec = replace(policy.spec, aligned=after)
         return figures
-
-    def _prompts(self, policy: Policy, data: Data, render: Render) -> list[Prompt]:
-        self.limits.check(policy)
-        requests = data.requests("train")
-        if not requests:
-            raise UserError(
-                f"stage {self.adapter!r} has no request to learn from: the data ask nothing in their train split"
-            )
-        longest = self.limits.max_prompt
-        return [Prompt(one, tuple(encode_within(policy, render(one), longest, one.id))) for one in requests]
 
     def _sampling(self, seed: int) -> Sampling:
         """The policy as it is: any other temperature would be another policy's answers."""

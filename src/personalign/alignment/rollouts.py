@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from personalign.alignment.batches import Indices
+from personalign.alignment.batches import Indices, Limits
 from personalign.alignment.losses import leave_one_out, reinforce_loss
 from personalign.alignment.penalty import Penalty
-from personalign.contracts import Guide, UserError
+from personalign.contracts import Data, Guide, Render, UserError
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
 from personalign.policy.logprobs import Branches, answer_logprobs
 from personalign.policy.policy import Policy
 from personalign.policy.reference import sequence_logprobs
+from personalign.policy.truncation import encode_within
 from personalign.runtime.seeds import derive
-from personalign.types import Deltas, Plan, Request, Response, Sampling, Stream, Tokens
+from personalign.types import Deltas, Plan, Request, Response, Sampling, Score, Stream, Tokens
 
 SMALL = 1e-4  # beside the spread of the advantages, as in TRL
 
@@ -31,6 +32,38 @@ class Prompt:
 
     request: Request
     ids: tuple[int, ...]
+
+
+def rendered(policy: Policy, data: Data, render: Render, limits: Limits, title: str) -> list[Prompt]:
+    """What the users of the train split ask, as generation renders it. Raises UserError where they ask nothing."""
+    limits.check(policy)
+    requests = data.requests("train")
+    if not requests:
+        raise UserError(f"stage {title!r} has no request to learn from: the data ask nothing in their train split")
+    return [Prompt(one, tuple(encode_within(policy, render(one), limits.max_prompt, one.id))) for one in requests]
+
+
+def answers(
+    policy: Policy, prompts: Mapping[int, Prompt], deltas: Deltas, sampling: Sampling, side_by_side: int
+) -> dict[int, list[Response]]:
+    """`sampling.n` answers of the policy under `deltas` to each prompt, whose number and the seed they depend on."""
+    streams = {n: Stream((Tokens(prompt.ids),), 1.0, deltas) for n, prompt in prompts.items()}
+    jobs = [Job(str(n), Plan((stream,), sampling=sampling)) for n, stream in streams.items()]
+    found: dict[int, list[Response]] = {n: [] for n in prompts}
+    for response in Decoder(policy, side_by_side).generate(jobs):
+        found[int(response.request)].append(response)
+    return found
+
+
+def scores(guide: Guide, prompts: Sequence[Prompt], made: Sequence[Sequence[Response]]) -> list[list[Score]]:
+    """What the guide makes of the answers to each prompt. Raises UserError where a total is no number."""
+    asked = [(p.request, [r.text for r in some]) for p, some in zip(prompts, made, strict=True)]
+    found = guide.score(asked)
+    for prompt, some in zip(prompts, found, strict=True):
+        totals = [score.total for score in some]
+        if not all(map(math.isfinite, totals)):
+            raise UserError(f"the guide rates answers to {prompt.request.id!r} with {totals}: choose another guide")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +126,9 @@ class LeaveOneOut:
 
     def _answers(self, numbers: Sequence[int], sampling: Sampling) -> list[list[Response]]:
         """k answers to each prompt, drawn from the policy; a prompt that comes twice has the same ones twice."""
-        streams = {n: Stream((Tokens(self.prompts[n].ids),), 1.0, self.after) for n in numbers}
-        jobs = [Job(str(n), Plan((stream,), sampling=sampling)) for n, stream in streams.items()]
-        found: dict[str, list[Response]] = {job.request: [] for job in jobs}
-        for response in Decoder(self.policy, self.side_by_side).generate(jobs):
-            found[response.request].append(response)
-        return [found[str(n)] for n in numbers]
+        prompts = {number: self.prompts[number] for number in numbers}
+        found = answers(self.policy, prompts, self.after, sampling, self.side_by_side)
+        return [found[number] for number in numbers]
 
     def _scored(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[Response]]) -> Rollouts:
         """The rollouts of one answer list a prompt."""
@@ -115,11 +145,7 @@ class LeaveOneOut:
 
     def _rewards(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[Response]]) -> Tensor:
         """The guide's, float64 [prompts, k]. Raises UserError where one is no number."""
-        asked = [(p.request, [r.text for r in some]) for p, some in zip(prompts, answers, strict=True)]
-        totals = [[score.total for score in some] for some in self.guide.score(asked)]
-        for prompt, some in zip(prompts, totals, strict=True):
-            if not all(map(math.isfinite, some)):
-                raise UserError(f"the guide rates answers to {prompt.request.id!r} with {some}: choose another guide")
+        totals = [[score.total for score in some] for some in scores(self.guide, prompts, answers)]
         return torch.tensor(totals, dtype=torch.float64)
 
     def __call__(self, batch: Indices) -> tuple[Tensor, Mapping[str, Tensor]]:

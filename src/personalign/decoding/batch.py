@@ -3,8 +3,8 @@
 score(t) = sum_j c_j log p_j(t | prompt_j, prefix) on a candidate set. All streams of all answers are rows of one
 forward pass. A log-probability's normaliser is the same for every token, so scores are combined from logits; and
 streams that are only read on the k candidates never compute the other logits. Plans that are not log-linear are
-combined by `divergence`; those with an echo need every stream on the whole vocabulary,
-of which each answer keeps a row.
+combined by `divergence`; those with an echo need every stream on the whole vocabulary, of which each answer keeps a
+row; where values are added, candidates are read as `leaves`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from personalign.decoding import rows as layout
 from personalign.decoding.blame import blamed
 from personalign.decoding.divergence import optimum
+from personalign.decoding.leaves import Leaves
 from personalign.decoding.prefill import prefill
 from personalign.decoding.rows import Answer, Row
 from personalign.decoding.sampling import allowed, choose
@@ -44,12 +45,15 @@ class Batch:
     def start(self) -> list[Answer]:
         """Prefill, and the first token of every answer. Returns those that it ended."""
         self.cache, hidden = prefill(self.policy, self.rows, self.trunk, self._room())
+        self.leaves = Leaves(hidden)
         self._arrange()
         return self._note(self._step(hidden))
 
     def go_on(self) -> list[Answer]:
         """One more token for every answer. Returns those that it ended."""
-        return self._note(self._step(self._forward()))
+        hidden = self._forward() if self.leaves.chosen is None else self.leaves.chosen
+        self.leaves.sums += hidden
+        return self._note(self._step(hidden))
 
     def idle(self) -> float:
         """The share of rows whose answers have ended."""
@@ -64,6 +68,7 @@ class Batch:
         self.rows = [self.rows[i] for i in keep]
         start = self.cache.get_seq_length() - max(row.used for row in self.rows)
         self.cache.select(self._index(keep), trunk, start, self._room())
+        self.leaves.select(self._index(keep))
         self._arrange()
 
     def join(self, answers: Sequence[Answer]) -> list[Answer]:
@@ -86,6 +91,7 @@ class Batch:
         place = {text: i for i, text in enumerate(texts)}
         trunk = self._index(place[text] for text in self._texts())
         self.cache.join(other.cache, self._index(order), trunk, self._room())
+        self.leaves.join(other.leaves, self._index(order))
         self._arrange()
 
     def _texts(self) -> list[tuple[Answer, tuple[int, ...]]]:
@@ -113,7 +119,8 @@ class Batch:
         self.weights = torch.tensor([row.weight for row in self.rows], device=device)
         reads = {place[row.answer]: i for i, row in enumerate(self.rows) if row.read}
         self.reads = self._index(reads[i] for i in range(len(self.seated)))
-        self.guides = self._index(i for i, row in enumerate(self.rows) if not row.read)
+        self.guides = self._index(i for i, row in enumerate(self.rows) if not row.read and row.weight)
+        self.leaves.arrange(self.rows, device)
         heads = {row.head for row in self.rows if row.head is not None}
         self.heads = {h: [i for i, row in enumerate(self.rows) if row.head == h] for h in heads}
         used = torch.tensor([row.used for row in self.rows])
@@ -125,34 +132,55 @@ class Batch:
         """Feed each row its answer's newest token; last hidden states [rows, width]."""
         stop = self.cache.get_seq_length() + 1
         newest = self._index(answer.tokens[-1] for answer in self.seated)
+        return self._feed(newest[:, None], None if self.mask is None else self.mask[..., :stop])[:, -1]
+
+    def _feed(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Feed each row tokens of its answer [seated, time], all at the next position; states [rows, time, width]."""
         self.policy.routing.slices = self.slices
         alike = self.mask is None
+        positions = self.positions[:1] if alike else self.positions
         with self.trunk.grown(self.policy, alike):
             states = self.policy.hidden(
-                input_ids=newest[self.owner][:, None],
-                attention_mask=None if self.mask is None else self.mask[..., :stop],
-                position_ids=self.positions[:1, None] if alike else self.positions[:, None],
+                input_ids=tokens[self.owner],
+                attention_mask=mask,
+                position_ids=positions[:, None].expand(-1, tokens.shape[1]),
                 past_key_values=self.cache,
                 use_cache=True,
             )
         self.positions += 1
-        return states[:, -1]
+        return states
 
     def _step(self, hidden: Tensor) -> Tensor:
         """hidden [rows, width] -> the next token of every answer [seated]."""
         for head, rows in self.heads.items():
             hidden[rows] = self.policy.heads[head](hidden[rows])
         scores, candidates = self._scores(hidden)
+        states = None
+        if candidates is not None and self.plan.valued and self._speaking():
+            mask = layout.leaf_mask(self.mask, self.cache.get_seq_length(), candidates.shape[1], hidden)
+            states = self._feed(candidates, mask)
+            scores.index_add_(0, self.owner, self.leaves.rated(self.policy, states))
         index = choose(scores, self.plan.sampling, [answer.generator for answer in self.seated])
+        self._keep(states, index[self.owner])
         logprobs = scores.log_softmax(dim=-1).gather(1, index[:, None])[:, 0]
         self.chosen_logprobs: list[float] = logprobs.tolist()
         return index if candidates is None else candidates.gather(1, index[:, None])[:, 0]
+
+    def _keep(self, states: Tensor | None, leaf: Tensor) -> None:
+        """Of the candidates that rows have read, if they have, only the one `leaf` [rows] of each was read."""
+        self.leaves.keep(states, leaf)
+        if states is not None:
+            self.cache.keep(leaf, leaf[self.trunk.lead], states.shape[1])
+
+    def _speaking(self) -> bool:
+        """Whether all streams speak at the next token."""
+        return len(self.alive[0].tokens) % self.plan.score_every == 0
 
     def _scores(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
         """Combined scores [seated, candidates], with the candidates' token ids or None for the whole vocabulary."""
         rule = self.plan.candidates
         read = self.policy.logits(hidden[self.reads])
-        speaking = len(self.alive[0].tokens) % self.plan.score_every == 0
+        speaking = self._speaking()
         if speaking and self.plan.combine != "log_linear":
             return self._divergent(hidden, read)
         echoed = speaking and self.plan.echo != 0.0
@@ -217,6 +245,8 @@ class Batch:
                 if not math.isfinite(logprob):
                     raise blamed(self.policy, answer.job, answer.tokens, self._adapters())
                 answer.tokens.append(token)
+                answer.ahead = self.leaves.chosen is not None
+                answer.dropped += self.leaves.dropped
                 answer.logprobs.append(logprob)
                 ended = "length" if len(answer.tokens) == answer.limit else ""
                 answer.stop = "eos" if token in self.policy.stop_ids else ended

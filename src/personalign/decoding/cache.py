@@ -65,6 +65,14 @@ class RowLayer(CacheLayerMixin):
         other.buffers = []
         self._resized(len(index), length, room)
 
+    def keep(self, leaf: Tensor, leaves: int) -> None:
+        """Of the last `leaves` columns keep the one that `leaf` [rows] says."""
+        first = self.length - leaves
+        rows = torch.arange(self.rows, device=leaf.device)
+        for buffer in self.buffers:
+            buffer[:, :, first] = buffer[rows, :, first + leaf]
+        self.length = first + 1
+
     def _resized(self, rows: int, length: int, room: int) -> None:
         self.rows, self.capacity, self.length = rows, length + room, length
         self.whole()
@@ -115,6 +123,12 @@ class RowCache(Cache):
             same = start == 0 and bool(layers) and index.tolist() == list(range(layers[0].rows))
             for layer in layers:
                 layer.whole() if same else layer.select(index, start, room)
+
+    def keep(self, leaf: Tensor, trunk_leaf: Tensor, leaves: int) -> None:
+        """Of the last `leaves` columns keep one in every row, and in every row of the trunk."""
+        for layers, index in ((self.trunk, trunk_leaf), (self.crown, leaf)):
+            for layer in layers:
+                layer.keep(index, leaves)
 
     def cut(self, depth: int, of: Tensor) -> None:
         """Let the trunk end at `depth`: above, row i goes on from the trunk's row `of`[i]."""

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from personalign.contracts import UserError
 from personalign.policy.policy import Policy
+from personalign.policy.reward_heads import check_rates
 from personalign.runtime.seeds import derive
-from personalign.types import Chat, Deltas, Plan, Segment, Soft, Stream
+from personalign.types import Chat, Deltas, Plan, Segment, Soft, Stream, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ class Answer:
     stop: str = ""
     seconds: float = 0.0
     moved: Tensor | None = field(default=None, repr=False)  # by how much its newest score was, for a plan with an echo
+    ahead: bool = False  # whether its rows have read its newest token too, as one of the candidates
+    dropped: int = 0  # candidates that they have read and that were not chosen
 
     def begin(self, policy: Policy) -> list[Row]:
         """Its rows; they and its random stream, its own in any company, are made when it is about to enter: large."""
@@ -64,24 +67,29 @@ class Answer:
 
     @property
     def fed(self) -> int:
-        """Of its tokens those that its rows have read: all but the newest."""
-        return max(0, len(self.tokens) - 1)
+        """Of its tokens those that its rows have read: all but the newest, or all."""
+        return max(0, len(self.tokens) - (not self.ahead))
 
     @property
     def room(self) -> int:
         """Columns of the cache that are kept for what its rows may come to read."""
-        return self.limit - self.fed
+        plan = self.job.plan
+        return self.limit - self.fed + (plan.candidates.k if plan.valued else 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One stream of one answer, with its weight in the score."""
+    """One stream of one answer, with its weight in the score, and all that read values of the same source.
+
+    Where nothing but values is read of a source, its row has weight 0, and is not `read`.
+    """
 
     answer: Answer
     source: Source
     weight: float
     head: str | None
     read: bool
+    values: tuple[tuple[float, Value], ...] = ()
 
     @property
     def reads(self) -> tuple[Answer, tuple[int, ...]]:
@@ -117,15 +125,21 @@ def check_length(policy: Policy, request: str, prompt: int, new: int) -> None:
 
 
 def rows_of(policy: Policy, answer: Answer) -> list[Row]:
-    """The rows of an answer, one per stream of its (simplified) plan."""
+    """The rows of an answer, one per stream of its (simplified) plan; values are read in a row that is there anyway."""
     plan = answer.job.plan
     prompts = {stream.prompt: prompt_ids(policy, stream) for stream in plan.streams}
-    rows = []
+    rows: list[Row] = []
+    values: dict[Source, list[tuple[float, Value]]] = {}
     for i, stream in enumerate(plan.streams):
-        ids = prompts[stream.prompt]
-        check_length(policy, answer.job.request, len(ids), answer.limit)
-        rows.append(Row(answer, Source(ids, stream.deltas), stream.weight, stream.head, i == plan.candidates.stream))
-    return rows
+        source = Source(prompts[stream.prompt], stream.deltas)
+        check_length(policy, answer.job.request, len(source.ids), answer.limit)
+        if isinstance(stream.head, Value):
+            check_rates(policy, stream.head)
+            values.setdefault(source, []).append((stream.weight, stream.head))
+        else:
+            rows.append(Row(answer, source, stream.weight, stream.head, i == plan.candidates.stream))
+    rows = [replace(row, values=tuple(values.pop(row.source, ()))) for row in rows]
+    return rows + [Row(answer, source, 0.0, None, False, tuple(some)) for source, some in values.items()]
 
 
 def cells(rows: Sequence[Row]) -> int:
@@ -134,9 +148,10 @@ def cells(rows: Sequence[Row]) -> int:
 
 
 def kind(plan: Plan) -> object:
-    """What plans that are decoded side by side agree in: all but streams, seeds, lengths and numbers of answers."""
+    """What plans that are decoded side by side agree in: all but streams, seeds, lengths and numbers of answers; and
+    either all of them read values or none."""
     sampling = replace(plan.sampling, seed=0, n=1, max_new_tokens=1)
-    return replace(plan, streams=(), candidates=replace(plan.candidates, stream=0), sampling=sampling)
+    return plan.valued, replace(plan, streams=(), candidates=replace(plan.candidates, stream=0), sampling=sampling)
 
 
 def order(rows: Sequence[Row]) -> list[int]:
@@ -190,3 +205,12 @@ def step_mask(offsets: Tensor, capacity: int, dtype: torch.dtype) -> Tensor | No
     hidden = torch.arange(capacity)[None, :] < offsets[:, None]
     mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, float("-inf"))
     return mask[:, None, None, :]
+
+
+def leaf_mask(step: Tensor | None, length: int, leaves: int, like: Tensor) -> Tensor:
+    """Additive mask [rows or 1, 1, leaves, length + leaves], of the type and place of `like`: of some candidates each
+    sees itself and the first `length` columns, as far as `step`, the mask of one new token, lets it."""
+    before = like.new_zeros(1, 1, 1, length) if step is None else step[..., :length]
+    others = like.new_full((leaves, leaves), float("-inf")).fill_diagonal_(0.0)
+    rows = len(before)
+    return torch.cat([before.expand(rows, 1, leaves, length), others.expand(rows, 1, leaves, leaves)], dim=-1)

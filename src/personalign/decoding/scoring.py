@@ -14,10 +14,11 @@ from personalign.decoding.rows import check_length, prompt_ids
 from personalign.policy.logprobs import Branches, answer_logits
 from personalign.policy.policy import Policy
 from personalign.policy.reference import sequence_logprobs
-from personalign.types import Deltas, Plan
+from personalign.policy.reward_heads import check_rates, sequence_values
+from personalign.types import Deltas, Plan, Value
 
-# Who reads: the deltas and the head of a stream.
-_Reader = tuple[Deltas, str | None]
+# Who reads: the deltas and the head, or the value, of a stream.
+_Reader = tuple[Deltas, str | Value | None]
 _Term = tuple[float, _Reader, Branches]
 
 
@@ -33,8 +34,9 @@ class Reading:
 def score_readings(
     policy: Policy, readings: Sequence[Reading], description: str, cache: Path | None = None
 ) -> list[float]:
-    """sum_j c_j sum_t log p_j(y_t | prompt_j, y_<t) of every reading, in nats; of a plan that is not log-linear,
-    or has an echo, sum_t log p(y_t | y_<t) over the whole vocabulary.
+    """sum_j c_j sum_t log p_j(y_t | prompt_j, y_<t) of every reading, in nats, with the values of all y_<=t of streams
+    that are `valued`; of a plan that is not log-linear, or has an echo, sum_t log p(y_t | y_<t) over the whole
+    vocabulary.
 
     What several readings share (a prompt and an answer under the same deltas and head) is computed once, and not
     at all where `cache` has it from another run. `description` is for the progress.
@@ -45,7 +47,10 @@ def score_readings(
         wanted.setdefault(reader, {})[row] = None
     values: dict[tuple[_Reader, Branches], float] = {}
     for (deltas, head), rows in wanted.items():
-        sums = sequence_logprobs(policy, list(rows), deltas, cache, description, head)
+        if isinstance(head, Value):
+            sums = sequence_values(policy, list(rows), deltas, head, description)
+        else:
+            sums = sequence_logprobs(policy, list(rows), deltas, cache, description, head)
         values |= {((deltas, head), row): value for row, value in zip(rows, sums[:, 0].tolist(), strict=True)}
     return [
         sum(weight * values[reader, row] for weight, reader, row in some)
@@ -68,6 +73,7 @@ def _by_token(policy: Policy, reading: Reading) -> float:
     plan = reading.plan.simplified()
     logits: list[Tensor] = []
     for stream in plan.streams:
+        assert not isinstance(stream.head, Value), "no plan adds values under an f-divergence"
         prompt = prompt_ids(policy, stream)
         check_length(policy, reading.name, len(prompt), len(reading.answer))
         with policy.using(stream.deltas):
@@ -99,5 +105,7 @@ def _terms(policy: Policy, reading: Reading) -> list[_Term]:
         if stream.weight and reading.answer:
             prompt = prompt_ids(policy, stream)
             check_length(policy, reading.name, len(prompt), len(reading.answer))
+            if isinstance(stream.head, Value):
+                check_rates(policy, stream.head)
             terms.append((stream.weight, (stream.deltas, stream.head), Branches(prompt, (reading.answer,))))
     return terms

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from personalign.contracts import UserError
-from personalign.types import Deltas, PolicySpec, UserState
+from personalign.types import Deltas, PolicySpec, Rater, UserState
 
 
 def weighed(state: UserState, spec: PolicySpec) -> list[tuple[float, Deltas]]:
@@ -53,6 +53,13 @@ def simplex(weights: Sequence[float]) -> list[float]:
     positive = [max(w, 0.0) for w in weights]
     total = sum(positive)
     return [w / total for w in positive] if total else positive
+
+
+def rater(spec: PolicySpec, head: str) -> Rater:
+    """How a head of the policy rates. Raises UserError where it has no such head."""
+    if head not in spec.raters:
+        raise UserError(f"the policy has no head {head!r} that rates answers: it has {listed(spec.raters)}")
+    return spec.raters[head]
 
 
 def listed(names: Iterable[str]) -> str:

@@ -114,6 +114,12 @@ def answer_logits(policy: Policy, row: Branches, head: str | None = None) -> Ten
 def answer_states(policy: Policy, rows: Sequence[Branches], pooling: Pooling, layer: int | None = None) -> Tensor:
     """Per answer, in the order of `answer_logprobs`, the hidden state at its last token or the mean over its tokens:
     float32 [answers, width], the last one or with `layer` that behind a layer, from 0. No answer may be empty."""
+    states = token_states(policy, rows, layer)
+    return torch.stack([own[-1] if pooling == "last" else own.mean(0) for own in states])
+
+
+def token_states(policy: Policy, rows: Sequence[Branches], layer: int | None = None) -> list[Tensor]:
+    """Per answer the hidden states of its tokens, the last ones or those behind a layer: float32 [length, width]."""
     if layer is None:
         hidden = _hidden(policy, _layout(policy, rows))
     else:
@@ -122,12 +128,9 @@ def answer_states(policy: Policy, rows: Sequence[Branches], pooling: Pooling, la
         (hidden,) = seen
     found = []
     for states, row in zip(hidden, rows, strict=True):
-        start = len(row.prompt)
-        for answer in row.answers:
-            own = states[start : start + len(answer)].float()
-            found.append(own[-1] if pooling == "last" else own.mean(0))
-            start += len(answer)
-    return torch.stack(found)
+        sizes = [len(row.prompt), *map(len, row.answers), len(states) - row.length]
+        found += [own.float() for own in states.split_with_sizes(sizes)[1:-1]]
+    return found
 
 
 def _read(policy: Policy, layout: _Layout, head: str | None) -> Tensor:

@@ -91,7 +91,7 @@ def sequence_logprobs(
     def read(some: Sequence[Branches]) -> Tensor:
         return torch.stack([logp.sum() for logp in answer_logprobs(policy, some, head)])
 
-    return torch.stack(_readings(policy, rows, deltas, "logprobs", read, None if head else cache, description))
+    return torch.stack(readings(policy, rows, deltas, "logprobs", read, None if head else cache, description))
 
 
 def answer_features(
@@ -110,10 +110,10 @@ def answer_features(
         return answer_states(policy, some, pooling, layer)
 
     kind = f"features-{pooling}" if layer is None else f"features-{pooling}-{layer}"
-    return _readings(policy, rows, deltas, kind, read, cache, description)
+    return readings(policy, rows, deltas, kind, read, cache, description)
 
 
-def _readings(
+def readings(
     policy: Policy,
     rows: Sequence[Branches],
     deltas: Deltas,

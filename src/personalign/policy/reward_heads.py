@@ -5,18 +5,27 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from personalign.contracts import UserError
 from personalign.policy.features import Reader
 from personalign.policy.heads import Standardised
+from personalign.policy.logprobs import Branches, token_states
+from personalign.policy.policy import Policy
+from personalign.policy.reference import readings
+from personalign.types import Deltas, Value
 
 SPREAD = 0.01  # of a fresh basis, so that a fresh reward is nearly 0
 
 
 class RewardHead(Standardised, ABC):
-    """A reward on the features that `reader` reads; what it knows of a user is one vector of numbers."""
+    """A reward on the features that `reader` reads; what it knows of a user is one vector of numbers.
+
+    It rates the beginnings of answers too, by their tokens so far: what a plan reads as a `Value`.
+    """
 
     def __init__(self, width: int, reader: Reader) -> None:
         super().__init__(width)
@@ -25,6 +34,16 @@ class RewardHead(Standardised, ABC):
     @abstractmethod
     def rewards(self, features: Tensor, user: Tensor | None) -> Tensor:
         """features [..., width], the user's vector or None for a user of whom nothing is known -> [...]."""
+
+    def features(self, sums: Tensor, newest: Tensor, count: Tensor) -> Tensor:
+        """What the reader makes of answers' beginnings [..., width]: from the states of their newest tokens, the sum
+        over those before, and how many tokens they are."""
+        return newest if self.reader.pooling == "last" else (sums + newest) / count
+
+    def values(self, features: Tensor, user: tuple[float, ...]) -> Tensor:
+        """`rewards` of features in any type, told of the user as a `Value` is."""
+        told = self.mean.new_tensor(user) if user else None
+        return self.rewards(features.to(self.mean.dtype), told)
 
 
 class BradleyTerryHead(RewardHead):
@@ -64,3 +83,59 @@ class LoReHead(RewardHead):
     def rewards(self, features: Tensor, user: Tensor | None) -> Tensor:
         weights = self.logits.softmax(-1).mean(0) if user is None else user
         return self.basis_rewards(features) @ weights
+
+
+class ValueHead(RewardHead):
+    """V(y_<=t) = W phi(y_<=t) + b: the reward that an answer with such a beginning comes to have, in each of some
+    `dimensions`, or in all where none is named (VAS, arXiv 2405.06639); zero at first. A user's vector weighs them."""
+
+    def __init__(self, width: int, reader: Reader, dimensions: Sequence[str]) -> None:
+        super().__init__(width, reader)
+        self.dimensions = tuple(dimensions)
+        self.linear = nn.Linear(width, max(1, len(self.dimensions)))
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def described(self) -> dict[str, str]:
+        """Which dimension is which."""
+        return {"dimensions": json.dumps(list(self.dimensions))}
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features [..., width] -> a value for each dimension [..., dimensions]."""
+        expected: Tensor = self.linear(self.standard(features))
+        return expected
+
+    def rewards(self, features: Tensor, user: Tensor | None) -> Tensor:
+        """For a user of whom nothing is known the sum: of one value without a name, that."""
+        expected = self(features)
+        return expected.sum(-1) if user is None else expected @ user
+
+
+def check_rates(policy: Policy, value: Value) -> None:
+    """Raise UserError where the policy has no such head that rates."""
+    if value.head not in policy.heads or not isinstance(policy.heads[value.head], RewardHead):
+        raise UserError(f"the policy has no head {value.head!r} that rates answers: let a stage train it first")
+
+
+def rater(policy: Policy, value: Value) -> RewardHead:
+    return cast(RewardHead, policy.heads[value.head])
+
+
+def prefix_values(policy: Policy, rows: Sequence[Branches], value: Value) -> list[Tensor]:
+    """Of every answer of some rows, under the present routing, the values of its beginnings: float32 [tokens]."""
+    head = rater(policy, value)
+    found = []
+    for states in token_states(policy, rows):
+        before = states.cumsum(0) - states
+        count = torch.arange(1, len(states) + 1, device=states.device)[:, None]
+        found.append(head.values(head.features(before, states, count), value.user))
+    return found
+
+
+def sequence_values(policy: Policy, rows: Sequence[Branches], deltas: Deltas, value: Value, description: str) -> Tensor:
+    """The values of all beginnings of every answer, summed: float32 [rows, answers]; all rows have as many answers."""
+
+    def read(some: Sequence[Branches]) -> Tensor:
+        return torch.stack([values.sum() for values in prefix_values(policy, some, value)])
+
+    return torch.stack(readings(policy, rows, deltas, "values", read, None, description))
