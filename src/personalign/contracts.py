@@ -50,6 +50,8 @@ StanceValue = Annotated[float, Ge(-1), Le(1)]
 TextKind = Literal["text", "statement", "choice", "rating", "attribute"]
 Placement = Literal["system", "user"]
 
+# What memory recalls for each of some requests.
+Recall = Callable[[Sequence[Request]], list[UserState]]
 # `sampling.n` answers of the base model to each request, drawn as `sampling` says.
 Sampler = Callable[[Sequence[Request], Sampling], list[list[str]]]
 
@@ -224,8 +226,8 @@ class Guide:
 class Stage(Part, ABC):
     """One step of alignment (survey 4.3), from policy to policy, resumable."""
 
-    def bind(self, guide: Guide | None) -> None:
-        """Take the guide, for a stage that needs `reward.guide`."""
+    def bind(self, guide: Guide | None, recall: Recall) -> None:
+        """Take the guide, for a stage that needs `reward.guide`, and `recall`, for one that needs a `state`."""
 
     @abstractmethod
     def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:

@@ -10,6 +10,7 @@ import reference as brute
 import torch
 from torch import Tensor, nn
 
+from personalign.policy.history_tokens import HistoryTokens
 from personalign.policy.loading import Tiny
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.policy import Policy
@@ -46,9 +47,12 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Policy:
     policy.heads["value"] = nn.Linear(32, 32, bias=False)
     nn.init.normal_(policy.heads["value"].weight, std=0.2, generator=draw)
     policy.heads["soft_tokens"] = Known(policy.embedding.weight.detach()[[40, 99]])
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        policy.heads["history"] = HistoryTokens("attention", 2, 16, 2, policy.embedding.weight.detach()[[7]], 0.5)
     features = {name: ((name, 1.0),) for name in DIMENSIONS}
     vectors = {name: ((f"to_{name}", 1.0),) for name in DIMENSIONS}
-    heads = ("value", "soft_tokens")
+    heads = ("value", "soft_tokens", "history")
     policy.spec = replace(policy.spec, aligned=(("dpo", 1.0),), features=features, vectors=vectors, heads=heads)
     policy.user_deltas = {"ada": (("mine", 1.0),)}
     policy.stop_ids = tuple(range(2, 250, 9))
