@@ -45,7 +45,7 @@ def _sound(policy: Policy, adapter: str) -> bool:
 def _finite(policy: Policy, stream: Stream, tokens: Sequence[int]) -> bool:
     """Whether a stream's scores behind some tokens are numbers, in a forward of its own."""
     ids = torch.tensor([[*prompt_ids(policy, stream), *tokens]])
-    with policy.using(stream.deltas):
+    with policy.using(policy.deltas_of(stream)):
         states = policy.hidden(**policy.inputs(ids), use_cache=False)[:, -1]
     states = states if stream.head is None else policy.heads[stream.head](states)
     return bool(policy.logits(states).isfinite().all())

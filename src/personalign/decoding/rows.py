@@ -123,7 +123,9 @@ def rows_of(policy: Policy, answer: Answer) -> list[Row]:
     for i, stream in enumerate(plan.streams):
         ids = prompts[stream.prompt]
         check_length(policy, answer.job.request, len(ids), answer.limit)
-        rows.append(Row(answer, Source(ids, stream.deltas), stream.weight, stream.head, i == plan.candidates.stream))
+        rows.append(
+            Row(answer, Source(ids, policy.deltas_of(stream)), stream.weight, stream.head, i == plan.candidates.stream)
+        )
     return rows
 
 

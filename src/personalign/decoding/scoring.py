@@ -65,7 +65,7 @@ def _divergent(policy: Policy, reading: Reading) -> float:
     for stream in plan.streams:
         prompt = prompt_ids(policy, stream)
         check_length(policy, reading.name, len(prompt), len(reading.answer))
-        with policy.using(stream.deltas):
+        with policy.using(policy.deltas_of(stream)):
             logits.append(answer_logits(policy, Branches(prompt, (reading.answer,)), stream.head))
     rows = torch.arange(len(reading.answer), device=policy.device).repeat(len(logits))
     weights = torch.tensor([s.weight for s in plan.streams], device=policy.device).repeat_interleave(len(logits[0]))
@@ -80,5 +80,5 @@ def _terms(policy: Policy, reading: Reading) -> list[_Term]:
         if stream.weight and reading.answer:
             prompt = prompt_ids(policy, stream)
             check_length(policy, reading.name, len(prompt), len(reading.answer))
-            terms.append((stream.weight, (stream.deltas, stream.head), Branches(prompt, (reading.answer,))))
+            terms.append((stream.weight, (policy.deltas_of(stream), stream.head), Branches(prompt, (reading.answer,))))
     return terms
