@@ -187,9 +187,15 @@ class System:
         return Guide(score, content)
 
     def render(
-        self, request: Request, targets: Mapping[str, float] | None = None, draft: str | None = None
+        self,
+        request: Request,
+        targets: Mapping[str, float] | None = None,
+        draft: str | None = None,
+        equal: Sequence[str] = (),
     ) -> Messages:
         """The prompt of a request (see `contracts.Render`)."""
+        if draft is not None and equal:
+            return self.generation.equalisation(request, draft, equal)
         state = self.state(request)
         if draft is not None:
             return self.generation.correction(request, state, draft)
