@@ -50,16 +50,23 @@ StanceValue = Annotated[float, Ge(-1), Le(1)]
 TextKind = Literal["text", "statement", "choice", "rating", "attribute"]
 Placement = Literal["system", "user"]
 
+# What memory recalls for each of some requests.
+Recall = Callable[[Sequence[Request]], list[UserState]]
 # `sampling.n` answers of the base model to each request, drawn as `sampling` says.
 Sampler = Callable[[Sequence[Request], Sampling], list[list[str]]]
 
 
 class Render(Protocol):
     """The prompt that generation makes of a request for its user; with `targets`, as if they wanted these ratings; with
-    `draft`, that which asks to correct this answer."""
+    `draft`, that which asks to correct this answer, or, with `equal`, to make another one that is its equal in these
+    dimensions."""
 
     def __call__(
-        self, request: Request, targets: Mapping[str, float] | None = None, draft: str | None = None
+        self,
+        request: Request,
+        targets: Mapping[str, float] | None = None,
+        draft: str | None = None,
+        equal: Sequence[str] = (),
     ) -> Messages: ...
 
 
@@ -75,7 +82,8 @@ class Part:
     `state.<field>` from memory, `state.vectors.<name>` for one of its vectors, `state.posterior` where its stance has
     a covariance; `policy.aligned`, `policy.own` (adapters of single users), `policy.features`, `policy.vectors`,
     `policy.corrector`, `policy.heads.<name>` from alignment;
-    `prompt.targets` (wanted ratings in what it renders), `prompt.draft` (it has a `correction`) from generation;
+    `prompt.targets` (wanted ratings in what it renders), `prompt.draft` (it has a `correction`), `prompt.equal` (and an
+    `equalisation`) from generation;
     `reward.truth`, `reward.guide`, `reward.universal` from the reward that is chosen under that name.
     """
 
@@ -169,6 +177,11 @@ class Generation(Part, ABC):
         """The prompt that asks to make a better answer of a draft; what provides `prompt.draft` has one."""
         raise NotImplementedError
 
+    def equalisation(self, request: Request, draft: str, dimensions: Sequence[str]) -> Messages:
+        """The prompt that asks to make an answer that is a draft's equal in some dimensions; what provides
+        `prompt.equal` has one."""
+        raise NotImplementedError
+
     @abstractmethod
     def plan(self, request: Request, state: UserState, spec: PolicySpec) -> Plan: ...
 
@@ -227,8 +240,8 @@ class Guide:
 class Stage(Part, ABC):
     """One step of alignment (survey 4.3), from policy to policy, resumable."""
 
-    def bind(self, guide: Guide | None) -> None:
-        """Take the guide, for a stage that needs `reward.guide`."""
+    def bind(self, guide: Guide | None, recall: Recall) -> None:
+        """Take the guide, for a stage that needs `reward.guide`, and `recall`, for one that needs a `state`."""
 
     @abstractmethod
     def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:

@@ -147,7 +147,7 @@ class Experiment:
             teacher.learned()
             if "pairs" in stage.needs:
                 teacher.recall([pair.request for pair in data.pairs("train")])
-            stage.bind(teacher.guidance())
+            stage.bind(teacher.guidance(), teacher.recalled)
             training[name] = dict(stage.fit(system.policy, data, teacher.render, self._fitting()))
         system.learned()
         return training

@@ -137,10 +137,14 @@ class System:
             for i, request in enumerate(asked):
                 self._states[request.id] = self._merged([states[i] for states in recalled])
 
+    def recalled(self, requests: Sequence[Request]) -> list[UserState]:
+        """The `state` of many requests."""
+        self.recall(requests)
+        return [self._states[request.id] for request in requests]
+
     def state(self, request: Request) -> UserState:
         """What memory recalls for a request, its members merged in their order, within the budget if there is one."""
-        self.recall([request])
-        return self._states[request.id]
+        return self.recalled([request])[0]
 
     def _merged(self, recalled: list[UserState]) -> UserState:
         if self.cfg.memory_budget is not None:
@@ -183,9 +187,15 @@ class System:
         return Guide(score, content)
 
     def render(
-        self, request: Request, targets: Mapping[str, float] | None = None, draft: str | None = None
+        self,
+        request: Request,
+        targets: Mapping[str, float] | None = None,
+        draft: str | None = None,
+        equal: Sequence[str] = (),
     ) -> Messages:
         """The prompt of a request (see `contracts.Render`)."""
+        if draft is not None and equal:
+            return self.generation.equalisation(request, draft, equal)
         state = self.state(request)
         if draft is not None:
             return self.generation.correction(request, state, draft)

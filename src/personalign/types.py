@@ -14,7 +14,11 @@ Role = Literal["system", "user", "assistant"]
 Split = Literal["train", "validation", "test"]
 StopReason = Literal["eos", "length", "refused"]
 Combine = Literal["log_linear", "forward_kl", "jensen_shannon"]
+Merge = Literal["products", "factors"]
 Deltas = tuple[tuple[str, float], ...]
+Vector = tuple[float, ...]
+# What a head makes soft tokens of: names, or vectors.
+Args = tuple[str | Vector, ...]
 
 EVENT_KINDS: tuple[str, ...] = get_args(EventKind)
 # The fields of an event's payload, by its kind.
@@ -136,13 +140,15 @@ class UserState:
     """What memory knows of a user that matters for one request; every field may be absent.
 
     `targets` are the ratings that the user wants the answer to have, by dimension; alignment that learns in hindsight
-    asks for what an answer has (see `Render`).
+    asks for what an answer has (see `Render`). `history` are the user's past texts as vectors of one encoder, oldest
+    first; `vectors` are single ones, by name.
     """
 
     snippets: tuple[Snippet, ...] = ()
     profile: str | None = None
     stance: Stance | None = None
-    vectors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    vectors: Mapping[str, Vector] = field(default_factory=dict)
+    history: tuple[Vector, ...] = ()
     targets: Mapping[str, float] | None = None
 
     def merged(self, later: UserState) -> UserState:
@@ -153,6 +159,7 @@ class UserState:
             profile="\n".join(profiles) if profiles else None,
             stance=later.stance if later.stance is not None else self.stance,
             vectors={**self.vectors, **later.vectors},
+            history=later.history or self.history,
             targets=later.targets if later.targets is not None else self.targets,
         )
 
@@ -173,10 +180,11 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Soft:
-    """A prompt segment: soft tokens, the vectors that a head of the policy makes of `args` (a user's name)."""
+    """A prompt segment: soft tokens, the vectors that a head of the policy makes of `args` (a user's name, or what is
+    known of them as vectors)."""
 
     head: str
-    args: tuple[str, ...] = ()
+    args: Args = ()
 
 
 Segment = Chat | Tokens | Soft
@@ -197,17 +205,19 @@ class Stream:
 
     `deltas` names the adapters and steering vectors that are added to the base, with coefficients; () is the base.
     `head` names a map of the last hidden state that is applied before the vocabulary (PAD's value head), or is a
-    `Value`, which stands in the vocabulary's place.
+    `Value`, which stands in the vocabulary's place. `merge` says how several adapters act as one: by
+    sum_k c_k B_k A_k, or by their factors' sums, (sum_k c_k B_k) (sum_k c_k A_k).
     """
 
     prompt: tuple[Segment, ...]
     weight: float = 1.0
     deltas: Deltas = ()
     head: str | Value | None = None
+    merge: Merge = "products"
 
     @property
-    def source(self) -> tuple[tuple[Segment, ...], Deltas, str | Value | None]:
-        return (self.prompt, self.deltas, self.head)
+    def source(self) -> tuple[tuple[Segment, ...], Deltas, str | Value | None, Merge]:
+        return (self.prompt, self.deltas, self.head, self.merge)
 
     @property
     def valued(self) -> bool:
@@ -284,7 +294,7 @@ class Plan:
         for stream in self.streams:
             weights[stream.source] = weights.get(stream.source, 0.0) + stream.weight
         kept = [key for key, weight in weights.items() if weight != 0.0 or key == read]
-        streams = tuple(Stream(p, weights[(p, d, h)], d, h) for p, d, h in kept)
+        streams = tuple(Stream(p, weights[(p, d, h, m)], d, h, m) for p, d, h, m in kept)
         return replace(self, streams=streams, candidates=replace(self.candidates, stream=kept.index(read)))
 
 

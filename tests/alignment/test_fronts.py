@@ -104,7 +104,7 @@ def test_weights_trace_a_front_beyond_the_base(
     if kind == "chebyshev":
         values = {**chebyshev_values, **drawn, "utopia": 3.0, "temperature": 0.1}
         Chebyshev(**values).fit(policy, given(conflict), render, make_fitting(micro_batch=4))
-    found = front(policy, Soup(weights="simplex", scale=1.0))
+    found = front(policy, Soup(weights="simplex", scale=1.0, form="delta"))
     assert volume(found) > 2 * volume(base), (base[0], found)
     warmth, grade = zip(*found, strict=True)
     assert warmth[-1] > base[0][0] + 0.75 and grade[0] > base[0][1] + 0.75

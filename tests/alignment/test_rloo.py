@@ -34,7 +34,7 @@ def weights(policy: Policy, name: str = "rloo") -> list[torch.Tensor]:
 
 def trained(values: dict[str, Any], guide: Guide, policy: Policy, data: Any, render: Any, fitting: Fitting) -> Any:
     stage = RLOO(**values)
-    stage.bind(guide)
+    stage.bind(guide, lambda requests: [])
     return stage.fit(policy, data, render, fitting)
 
 

@@ -36,7 +36,7 @@ folder = Path(sys.argv[2])
 cfg = {**shared.CPU, "devices": 2, "process_group_backend": "gloo", **json.loads(sys.argv[4])}
 fitting = Fitting(trainer=cfg, folder=folder / "two", cache=Path(sys.argv[5]), logger=None, seed=0, micro_batch=1)
 stage = RLOO(**json.loads(sys.argv[3]))
-stage.bind(shared.a_guide())
+stage.bind(shared.a_guide(), lambda requests: [])
 policy = shared.tiny_policy()
 policy.stop_ids = tuple(json.loads(sys.argv[6])[int(os.environ["LOCAL_RANK"])])
 print(json.dumps(dict(stage.fit(policy, shared.Given(shared.make_pairs(12)), shared.plain, fitting))))
@@ -94,7 +94,7 @@ def test_two_ranks_equal_one_process(
 ) -> None:
     values = {**rloo_values, "normalize": True, "max_answer": 20}
     stage = RLOO(**values)
-    stage.bind(make_guide())
+    stage.bind(make_guide(), lambda requests: [])
     policy.stop_ids = tuple(OFTEN)
     expected = dict(stage.fit(policy, given(pairs), render, make_fitting("one")))
     assert 0.1 < expected["ended"] < 1.0 and expected["beta"] != values["beta"]

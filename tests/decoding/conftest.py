@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from personalign.policy.features import Reader
+from personalign.policy.history_tokens import HistoryTokens
 from personalign.policy.loading import Tiny
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.policy import Policy
@@ -58,9 +59,12 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Policy:
         head.standardise(torch.randn(20, 32, generator=draw))  # type: ignore[operator]
         for weights in head.parameters():
             nn.init.normal_(weights, generator=draw)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        policy.heads["history"] = HistoryTokens("attention", 2, 16, 2, policy.embedding.weight.detach()[[7]], 0.5)
     features = {name: ((name, 1.0),) for name in DIMENSIONS}
     vectors = {name: ((f"to_{name}", 1.0),) for name in DIMENSIONS}
-    heads = ("value", "soft_tokens", "bradley_terry", "lore", "vas")
+    heads = ("value", "soft_tokens", "history", "bradley_terry", "lore", "vas")
     raters = {"bradley_terry": Rater((("dpo", 1.0),)), "lore": Rater(), "vas": Rater((), DIMENSIONS)}
     policy.spec = replace(policy.spec, aligned=(("dpo", 1.0),), features=features, vectors=vectors, heads=heads)
     policy.spec = replace(policy.spec, raters=raters)

@@ -30,7 +30,8 @@ KNOWN = UserState(
     snippets=(Snippet("I love poems.", "e1", "ada", 2.0), Snippet("rain", "e2", "ada", 1.0, SAID)),
     profile="I like poetry.",
     stance=Stance(("warmth", "grade", "formality"), (0.5, 0.25, -1.0)),
-    vectors={"lore": (0.2, 0.7, 0.1)},
+    vectors={"lore": (0.2, 0.7, 0.1), "request": (1.0, 0.0)},
+    history=((0.6, 0.8), (1.0, 0.0)),
 )
 # A user with an adapter of her own of whom much is known, and one of whom nothing is.
 ASKED = [
@@ -82,4 +83,4 @@ def test_answers_are_those_of_the_plans_formula(
 
 
 def test_every_choice_was_among_them() -> None:
-    assert len(CHOICES) == 34
+    assert len(CHOICES) == 35

@@ -28,6 +28,8 @@ def state() -> UserState:
         snippets=(Snippet("I love poems.", "e1", "ada", 2.0), Snippet("rain", "e2", "ada", 1.0, choice)),
         profile="I like poetry.",
         stance=Stance(("warmth", "grade", "formality"), (0.5, 0.0, -1.0)),
+        vectors={"request": (1.0, 0.0)},
+        history=((0.6, 0.8), (1.0, 0.0)),
     )
 
 

@@ -25,8 +25,14 @@ def asked(text: str) -> Plan:
 
 
 def meta(**changes: Any) -> MetaAligner:
-    values = {"rounds": 1, "template": "{request}: {draft}", "objectives": "{request}: {draft}, but {profile}"}
-    return MetaAligner(**{**values, **changes})
+    texts = {"template": "{request}: {draft}", "objectives": "{request}: {draft}, but {profile}"}
+    return MetaAligner(**{"rounds": 1, **texts, "equal": "{draft} as {dimensions}", **changes})
+
+
+def test_what_is_equal_is_asked_by_dimension_and_of_nobody_in_particular() -> None:
+    (system, turn) = meta().equalisation(ASK, "Leaves {dimensions}.", ["warmth", "grade"])
+    assert system == ASK.messages[0]
+    assert turn.content == "Leaves {dimensions}. as warmth, grade\n\nWhat is tea?"
 
 
 def test_the_policy_drafts_on_the_plain_request_and_the_corrector_sees_the_draft() -> None:
@@ -57,6 +63,7 @@ def test_the_objectives_are_the_profile_and_who_has_none_is_corrected_as_everybo
         ({"template": "{request}"}, r"lacks \{draft\}"),
         ({"template": "{draft} {profile}"}, r"unknown \{profile\}"),
         ({"objectives": "{draft}"}, r"lacks \{profile\}"),
+        ({"equal": "{draft}"}, r"lacks \{dimensions\}"),
     ],
 )
 def test_a_wrong_template_is_named(changes: dict[str, str], message: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,11 +12,13 @@ from hypothesis import strategies as st
 from personalign.contracts import UserError
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
+from personalign.decoding.scoring import Reading, score_readings
 from personalign.generation.features import simplex
 from personalign.generation.soup import Soup
 from personalign.policy import lora
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.policy import Policy
+from personalign.policy.reference import standing
 from personalign.types import Chat, Message, Plan, PolicySpec, Request, Sampling, Stance, Stream, UserState
 
 ASK = Request(id="q", user="ada", messages=(Message("user", "What is tea?"),))
@@ -26,8 +30,8 @@ def state(warmth: float, grade: float) -> UserState:
     return UserState(stance=Stance(("warmth", "grade"), (warmth, grade)))
 
 
-def soup(weights: str, scale: float = 1.0) -> Soup:
-    return Soup(weights=weights, scale=scale)  # type: ignore[arg-type]
+def soup(weights: str, scale: float = 1.0, form: str = "delta") -> Soup:
+    return Soup(weights=weights, scale=scale, form=form)  # type: ignore[arg-type]
 
 
 def deltas(weights: str, warmth: float, grade: float, scale: float = 1.0) -> dict[str, float]:
@@ -114,3 +118,90 @@ def test_averaging_factors_would_be_another_model(mixed: Policy) -> None:
     assert found is not None
     torch.testing.assert_close(found, x @ products.T, atol=1e-5, rtol=1e-4)
     assert float((found - x @ factors.T).detach().abs().max()) > 0.01
+
+
+@pytest.fixture
+def alike(tiny: Policy) -> Policy:
+    """Two strong random adapters of one configuration."""
+    for seed, name in enumerate(("f-warmth", "f-grade")):
+        tiny.add_adapter(name, LoRAConfig(4, 8.0, 0.0, ("q_proj", "down_proj")))
+        for parameter in lora.parameters(tiny.model, name):
+            torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(seed)).requires_grad_(
+                False
+            )
+    return tiny
+
+
+def merge_factors(policy: Policy, weights: dict[str, float], scale: float) -> None:
+    """W + scale (alpha / r) (sum_k w_k B_k) (sum_k w_k A_k) into the base's own weights."""
+    with torch.no_grad():
+        for _, layer in lora.layers(policy.model):
+            deltas = [(w, layer.delta(name)) for name, w in weights.items()]
+            b, a = sum(w * d.B for w, d in deltas), sum(w * d.A for w, d in deltas)
+            layer.base.weight += scale * 2.0 * (b @ a)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+def test_factors_make_the_model_of_their_sums(alike: Policy, scale: float) -> None:
+    plans = {form: soup("simplex", scale, form).plan(ASK, state(0.4, 0.6), SPEC) for form in ("delta", "factor")}
+    found, delta = answer(alike, plans["factor"]), answer(alike, plans["delta"])
+    assert found[0] != delta[0]
+    readings = [Reading("q", plan, found[0]) for plan in plans.values()]
+    by_delta, by_factor = score_readings(alike, readings, "")
+    assert by_factor == pytest.approx(sum(found[1]), abs=1e-3) and abs(by_factor - by_delta) > 0.1
+    merge_factors(alike, {"f-warmth": 0.4, "f-grade": 0.6}, scale)
+    expected = answer(alike, Plan((Stream((Chat(ASK.messages),)),)))
+    assert found[0] == expected[0] and found[1] == pytest.approx(expected[1], abs=1e-3)
+
+
+@pytest.mark.parametrize(("weights", "name"), [((0.7, 0.0), "f-warmth"), ((-0.2, 0.5), "f-grade")])
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+def test_at_a_vertex_both_forms_are_its_adapter(
+    alike: Policy, weights: tuple[float, float], name: str, scale: float
+) -> None:
+    alone = Plan((Stream((Chat(ASK.messages),), 1.0, ((name, scale),)),))
+    tokens, logprobs = answer(alike, alone)
+    for form in ("delta", "factor"):
+        found = answer(alike, soup("simplex", scale, form).plan(ASK, state(*weights), SPEC))
+        assert found[0] == tokens and found[1] == pytest.approx(logprobs, abs=1e-5)
+
+
+def test_a_weight_vector_is_merged_once(alike: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    original = lora.merge
+
+    def noted(model: Any, name: str, *rest: Any) -> LoRAConfig:
+        made.append(name)
+        return original(model, name, *rest)
+
+    monkeypatch.setattr(lora, "merge", noted)
+    plans = [soup("simplex", form="factor").plan(ASK, state(*w), SPEC) for w in ((0.4, 0.6), (0.2, 0.3), (0.5, 0.5))]
+    answers = [answer(alike, plan) for plan in (*plans, *plans)]
+    assert len(made) == 2 and answers[:3] == answers[3:] and answers[0] == answers[1] != answers[2]
+    drawn = [Job(f"{i}", Plan(plan.streams, sampling=Sampling(max_new_tokens=12))) for i, plan in enumerate(plans)]
+    together = {r.request: r for r in Decoder(alike, 8).generate(drawn)}
+    assert [together[str(i)].tokens for i in range(3)] == [tokens for tokens, _ in answers[:3]] and len(made) == 2
+    assert alike.spec.adapters == ("f-warmth", "f-grade"), "what was merged is nobody's to name"
+    assert not any(p.requires_grad for p in lora.parameters(alike.model, made[0]))
+    alike.reset()
+    assert alike.merged == {} and alike.configs == {} and not list(lora.parameters(alike.model, made[0]))
+
+
+def test_merging_leaves_the_policys_standing_and_random_state_alone(alike: Policy) -> None:
+    before, state_before = standing(alike), torch.random.get_rng_state()
+    with torch.inference_mode():
+        deltas = alike.deltas_of(soup("simplex", form="factor").plan(ASK, state(0.4, 0.6), SPEC).streams[0])
+    assert standing(alike) == before and torch.equal(torch.random.get_rng_state(), state_before)
+    assert deltas == (("merged-0", 1.0),)
+    with alike.using((("f-warmth", 1.0), *deltas)):  # a graph may run through what inference has made
+        alike.hidden(inputs_embeds=alike.embedding.weight[None, :3].clone().requires_grad_()).sum().backward()
+
+
+def test_factors_need_adapters_of_one_kind_and_weights_without_signs(mixed: Policy) -> None:
+    plan = soup("simplex", form="factor").plan(ASK, state(0.4, 0.6), SPEC)
+    with pytest.raises(UserError, match="the factors of f-warmth, f-grade cannot be averaged"):
+        answer(mixed, plan)
+    with pytest.raises(UserError, match="form=factor has no signed weights"):
+        soup("signed", form="factor")
+    assert soup("simplex", form="factor").plan(ASK, UserState(), SPEC).streams[0].deltas == ()
+    assert mixed.deltas_of(Stream((), merge="factors")) == ()

@@ -14,6 +14,7 @@ from personalign.memory.behaviour import Behaviour
 from personalign.memory.bm25 import BM25
 from personalign.memory.demographics import Demographics
 from personalign.memory.dense import Dense
+from personalign.memory.history_vectors import HistoryVectors
 from personalign.memory.recency import Recency
 from personalign.memory.stance_inferred import StanceInferred
 from personalign.memory.stance_stated import StanceStated
@@ -89,9 +90,20 @@ def dense(encoder: Path, tmp_path: Path) -> Callable[..., Dense]:
     return make
 
 
-@pytest.fixture(params=[*MEMORIES, "dense"])
+@pytest.fixture
+def history_vectors(encoder: Path, tmp_path: Path) -> Callable[..., HistoryVectors]:
+    """history_vectors with the tiny encoder and a cache of the test's own, and some values changed."""
+
+    def make(**changes: Any) -> HistoryVectors:
+        values: dict[str, Any] = {"k": 3, "name": str(encoder), "revision": None, "max_tokens": 64, "batch_size": 4}
+        return HistoryVectors(**{**values, "kinds": KINDS, "cache": str(tmp_path / "cache"), **changes})
+
+    return make
+
+
+@pytest.fixture(params=[*MEMORIES, "dense", "history_vectors"])
 def any_memory(request: pytest.FixtureRequest) -> tuple[Callable[[], Memory], str]:
     """Each memory's constructor, with a kind of event that it keeps."""
-    if request.param == "dense":
-        return request.getfixturevalue("dense"), "text"
+    if request.param not in MEMORIES:
+        return request.getfixturevalue(request.param), "text"
     return MEMORIES[request.param]

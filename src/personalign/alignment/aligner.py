@@ -16,7 +16,7 @@ from personalign.policy.logprobs import Branches
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.reference import fingerprint
 from personalign.policy.truncation import encode_within
-from personalign.types import Pair
+from personalign.types import Messages, Pair
 
 if TYPE_CHECKING:
     from personalign.policy.policy import Policy
@@ -27,14 +27,14 @@ class Aligner(Stage):
     """One LoRA adapter on the base by the likelihood of the chosen answer on the prompt that asks to correct the
     rejected one (Aligner, arXiv 2402.02416), for `copies` of the pairs also to correct the chosen one.
 
-    With the user's preference in that prompt (generation=metaaligner) it is MetaAligner's objective (arXiv 2403.17141).
-    Both train on copies first, or on pairs, equals and pairs again; here all rows are of one training. The adapter
+    Aligner trains on the copies first, here all rows are of one training. With the user's preference in that prompt
+    (generation=metaaligner) it is MetaAligner's objective without its stages, which `metaaligner` has. The adapter
     serves as corrector alone: answers are drafted without it.
     """
 
     needs = ("pairs", "prompt.draft")
     provides = ("policy.corrector",)
-    paper = "arXiv 2402.02416 (Aligner); arXiv 2403.17141 (MetaAligner), without its stages of data"
+    paper = "arXiv 2402.02416 (Aligner)"
     node = "alignment through feedback / inference-time / output refinement"
 
     def __init__(
@@ -76,7 +76,8 @@ class Aligner(Stage):
     def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
         corrector = ((self.adapter, 1.0),)
         pairs = share(nonempty(data.pairs("train"), self.adapter), self.pairs)
-        rows = {self.adapter: self._rows(policy, [*pairs, *copied(pairs, self.copies)], render)}
+        self.limits.check(policy)
+        rows = {self.adapter: corrections(policy, [*pairs, *copied(pairs, self.copies)], render, self.limits)}
 
         def prepare() -> tuple[Imitation, dict[str, list[Item]]]:
             return Imitation(policy, rows, {self.adapter: corrector}), items(rows)
@@ -87,15 +88,20 @@ class Aligner(Stage):
         policy.spec = replace(policy.spec, corrector=corrector)
         return figures
 
-    def _rows(self, policy: Policy, pairs: Sequence[Pair], render: Render) -> list[Branches]:
-        """The chosen answer behind the prompt that shows the other one; what recurs counts once."""
-        self.limits.check(policy)
-        rows = []
-        for pair in pairs:
-            messages = render(pair.request, draft=pair.rejected)
-            prompt = encode_within(policy, messages, self.limits.max_prompt, pair.request.id)
-            rows.append(Branches(tuple(prompt), (answer_ids(policy, pair.chosen, self.limits.max_answer),)))
-        return list(dict.fromkeys(rows))
+
+def corrections(policy: Policy, pairs: Sequence[Pair], render: Render, limits: Limits) -> list[Branches]:
+    """The chosen answer behind the prompt that shows the other one and asks for a better one."""
+    prompts = [render(pair.request, draft=pair.rejected) for pair in pairs]
+    return edited(policy, pairs, prompts, limits)
+
+
+def edited(policy: Policy, pairs: Sequence[Pair], prompts: Sequence[Messages], limits: Limits) -> list[Branches]:
+    """The chosen answer of each pair behind its prompt; what recurs counts once."""
+    rows = []
+    for pair, messages in zip(pairs, prompts, strict=True):
+        prompt = encode_within(policy, messages, limits.max_prompt, pair.request.id)
+        rows.append(Branches(tuple(prompt), (answer_ids(policy, pair.chosen, limits.max_answer),)))
+    return list(dict.fromkeys(rows))
 
 
 def copied(pairs: Sequence[Pair], part: float) -> list[Pair]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
 
 from personalign.alignment.batches import Limits, encode
 from personalign.alignment.learner import Objective
 from personalign.alignment.preference import Imitation, Preference, Rows, items, references
-from personalign.alignment.training import Items
+from personalign.alignment.training import Items, Lesson, train
 from personalign.contracts import Data, Render
 from personalign.policy.logprobs import Branches
 from personalign.policy.policy import Policy
 from personalign.runtime.files import content_hash
+from personalign.runtime.fitting import Fitting
 from personalign.types import Deltas, Message, Pair, Request
 
 
@@ -73,6 +75,25 @@ def _choices(data: Data) -> Iterator[Pair]:
 def adapter_name(prefix: str, user: str) -> str:
     """The name of a user's adapter, and of its folder: ids of users may hold any characters, file names may not."""
     return f"{prefix}-{content_hash(user)[:16]}"
+
+
+def in_turn(
+    policy: Policy,
+    fitting: Fitting,
+    users: Sequence[str],
+    together: int,
+    lesson: Callable[[Sequence[str], int], Lesson],
+) -> dict[str, float]:
+    """Teach all users, `together` of them in a lesson, which is made of them and its number, from 1. Where one fails,
+    what the lessons before it have trained leaves the policy. Returns the means of the figures."""
+    told = []
+    with ExitStack() as undo:
+        for number, start in enumerate(range(0, len(users), together), start=1):
+            one = lesson(users[start : start + together], number)
+            told.append(train(policy, fitting, one))
+            undo.callback(one.trainee.discard, policy)
+        undo.pop_all()
+    return {"users": float(len(users)), **over_users(told)}
 
 
 def over_users(told: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from personalign.alignment.batches import Limits
 from personalign.alignment.learner import Objective, Recipe
-from personalign.alignment.own import Likes, adapter_name, over_users, own_pairs
+from personalign.alignment.own import Likes, adapter_name, in_turn, own_pairs
 from personalign.alignment.trainees import Adapters
-from personalign.alignment.training import Items, Lesson, train
+from personalign.alignment.training import Items, Lesson
 from personalign.contracts import (
     Data,
     Fraction,
@@ -94,17 +93,13 @@ class UserAdapter(Stage):
                 "lower alignment.user_adapter.min_pairs"
             )
         names = {user: adapter_name(self.adapter, user) for user in served}
-        users = list(served)
-        told = []
-        with ExitStack() as undo:
-            for number, start in enumerate(range(0, len(users), self.together), start=1):
-                some = {names[user]: served[user] for user in users[start : start + self.together]}
-                lesson = self._lesson(policy, some, render, number)
-                told.append(train(policy, fitting, lesson))
-                undo.callback(lesson.trainee.discard, policy)
-            undo.pop_all()
+
+        def lesson(users: Sequence[str], number: int) -> Lesson:
+            return self._lesson(policy, {names[user]: served[user] for user in users}, render, number)
+
+        figures = in_turn(policy, fitting, list(served), self.together, lesson)
         policy.user_deltas |= {user: ((name, 1.0),) for user, name in names.items()}
-        return {"steps": float(self.recipe.steps), "users": float(len(served)), **over_users(told)}
+        return {"steps": float(self.recipe.steps), **figures}
 
     def _lesson(self, policy: Policy, pairs: Mapping[str, Sequence[Pair]], render: Render, number: int) -> Lesson:
         """The training of some users' adapters, by name, from each one's pairs."""

@@ -54,13 +54,13 @@ def _finite(policy: Policy, plan: Plan, stream: Stream, tokens: Sequence[int]) -
         read = _logits(policy, plan.streams[plan.candidates.stream], tokens)
         candidates = read.topk(min(plan.candidates.k, len(read))).indices.tolist()
         row = Branches(prompt_ids(policy, stream), tuple((*tokens, candidate) for candidate in candidates))
-        with policy.using(stream.deltas):
+        with policy.using(policy.deltas_of(stream)):
             return all(math.isfinite(values[-1]) for values in prefix_values(policy, [row], stream.head))
     return bool(_logits(policy, stream, tokens).isfinite().all())
 
 
 def _logits(policy: Policy, stream: Stream, tokens: Sequence[int]) -> Tensor:
     ids = torch.tensor([[*prompt_ids(policy, stream), *tokens]])
-    with policy.using(stream.deltas):
+    with policy.using(policy.deltas_of(stream)):
         states = policy.hidden(**policy.inputs(ids), use_cache=False)[0, -1]
     return policy.logits(states if stream.head is None else policy.heads[str(stream.head)](states))

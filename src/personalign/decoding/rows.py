@@ -131,7 +131,7 @@ def rows_of(policy: Policy, answer: Answer) -> list[Row]:
     rows: list[Row] = []
     values: dict[Source, list[tuple[float, Value]]] = {}
     for i, stream in enumerate(plan.streams):
-        source = Source(prompts[stream.prompt], stream.deltas)
+        source = Source(prompts[stream.prompt], policy.deltas_of(stream))
         check_length(policy, answer.job.request, len(source.ids), answer.limit)
         if isinstance(stream.head, Value):
             check_rates(policy, stream.head)

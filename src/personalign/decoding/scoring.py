@@ -76,7 +76,7 @@ def _by_token(policy: Policy, reading: Reading) -> float:
         assert not isinstance(stream.head, Value), "no plan adds values under an f-divergence"
         prompt = prompt_ids(policy, stream)
         check_length(policy, reading.name, len(prompt), len(reading.answer))
-        with policy.using(stream.deltas):
+        with policy.using(policy.deltas_of(stream)):
             logits.append(answer_logits(policy, Branches(prompt, (reading.answer,)), stream.head))
     logp = _echoed(plan, logits) if plan.combine == "log_linear" else _divergent(plan, logits)
     return float(logp.gather(1, torch.tensor(reading.answer, device=policy.device)[:, None]).sum())
@@ -107,5 +107,5 @@ def _terms(policy: Policy, reading: Reading) -> list[_Term]:
             check_length(policy, reading.name, len(prompt), len(reading.answer))
             if isinstance(stream.head, Value):
                 check_rates(policy, stream.head)
-            terms.append((stream.weight, (stream.deltas, stream.head), Branches(prompt, (reading.answer,))))
+            terms.append((stream.weight, (policy.deltas_of(stream), stream.head), Branches(prompt, (reading.answer,))))
     return terms

@@ -42,18 +42,23 @@ class Aligner(Prompted):
 
 class MetaAligner(Aligner):
     """The same with what the user prefers in view, y' ~ mu(. | x, y, objectives in words): who wants something that no
-    pair was about is served by its text. A user without a profile is corrected as by `Aligner`."""
+    pair was about is served by its text. A user without a profile is corrected as by `Aligner`. What `equal` asks is
+    for alignment alone (alignment=metaaligner)."""
 
     needs = ("policy.corrector", "state.profile")
-    provides = ("prompt.draft",)
+    provides = ("prompt.draft", "prompt.equal")
     paper = "arXiv 2403.17141 (MetaAligner)"
     node = "alignment through feedback / inference-time / output refinement"
 
-    def __init__(self, *, rounds: PositiveInt, template: str, objectives: str) -> None:
+    def __init__(self, *, rounds: PositiveInt, template: str, objectives: str, equal: str) -> None:
         super().__init__(rounds=rounds, template=template)
         self._objectives = checked(objectives, ("draft", "profile"), ("request",))
+        self._equal = checked(equal, ("draft", "dimensions"), ("request",))
 
     def correction(self, request: Request, state: UserState, draft: str) -> Messages:
         if not (state.profile and state.profile.strip()):
             return super().correction(request, state, draft)
         return before_request(request.messages, self._objectives, draft=draft, profile=state.profile)
+
+    def equalisation(self, request: Request, draft: str, dimensions: Sequence[str]) -> Messages:
+        return before_request(request.messages, self._equal, draft=draft, dimensions=", ".join(dimensions))

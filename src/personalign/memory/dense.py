@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from personalign.contracts import PositiveInt, TextKind
-from personalign.memory.log import EventMemory, best, text_of
-from personalign.memory.vectors import Array, Vectors, key
-from personalign.types import Event, Request, UserState, last_user_text
+from personalign.memory.embedding import EmbeddingMemory, asked
+from personalign.memory.log import best, text_of
+from personalign.memory.vectors import Array, key
+from personalign.types import Event, Request, UserState
 
 if TYPE_CHECKING:
     from personalign.policy.policy import Policy
@@ -16,13 +17,11 @@ if TYPE_CHECKING:
 DIGITS = 6  # of a cosine: what lies beyond depends on which texts shared a batch, and must not decide a tie
 
 
-class Dense(EventMemory):
+class Dense(EmbeddingMemory):
     """Recalls the `k` events of the user whose text is nearest to the newest user turn, by the cosine of their
     sentence embeddings (Sentence-BERT, arXiv 1908.10084; dense retrieval per user: LaMP, arXiv 2304.11406, section 3).
 
-    Equal cosines, and all where the turn has no text, go to the newest. Every text, the requests' included, is embedded
-    once and its vector kept in the cache below the user, whence `forget` removes it. Raises UserError as
-    `load_embedder` does.
+    Equal cosines, and all where the turn has no text, go to the newest.
     """
 
     needs = ()
@@ -41,17 +40,10 @@ class Dense(EventMemory):
         kinds: list[TextKind],
         cache: str,
     ) -> None:
-        super().__init__(kinds)
+        super().__init__(
+            name=name, revision=revision, max_tokens=max_tokens, batch_size=batch_size, kinds=kinds, cache=cache
+        )
         self._k = k
-        self._encoder = (name, revision, cache, max_tokens, batch_size)
-        self._vectors = Vectors(cache)
-
-    def forget(self, user: str) -> None:
-        super().forget(user)
-        self._vectors.forget(user)
-
-    def recall(self, request: Request, policy: Policy | None) -> UserState:
-        return self.recall_all([request], policy)[0]
 
     def recall_all(self, requests: Sequence[Request], policy: Policy | None) -> list[UserState]:
         """What is new in any of the requests and their histories is embedded together."""
@@ -65,23 +57,13 @@ class Dense(EventMemory):
         """Every vector that is needed, by user and text."""
         wanted: dict[str, list[str]] = {}
         for request, events in found:
-            if events and _query(request):
-                wanted.setdefault(request.user, []).extend([*map(text_of, events), _query(request)])
-        if not wanted:
-            return {}
-        from personalign.policy.embedder import load_embedder
-
-        embedder = load_embedder(*self._encoder)
-        embedder.model.to("cpu" if policy is None else policy.device)
-        return self._vectors.of(wanted, embedder)
-
-
-def _query(request: Request) -> str:
-    return last_user_text(request.messages).strip()
+            if events and asked(request):
+                wanted.setdefault(request.user, []).extend([*map(text_of, events), asked(request)])
+        return self.embedded(wanted, policy)
 
 
 def _cosines(request: Request, events: Sequence[Event], vectors: Mapping[str, Mapping[str, Array]]) -> list[float]:
-    query, mine = _query(request), vectors.get(request.user, {})
+    query, mine = asked(request), vectors.get(request.user, {})
     if not query:
         return [0.0] * len(events)
     return [round(float(mine[key(text_of(event))] @ mine[key(query)]), DIGITS) for event in events]

@@ -8,8 +8,8 @@ arXiv 2106.09685).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, cast
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from personalign.contracts import UserError
 from personalign.types import Deltas
 
 if TYPE_CHECKING:
@@ -232,6 +233,31 @@ def wrap(model: nn.Module, path: str, routing: Routing) -> LoRALinear:
 def parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
     """The trainable parameters of one adapter, in the order of the layers."""
     return [p for _, layer in layers(model) if name in layer.deltas for p in layer.deltas[name].parameters()]
+
+
+def merge(
+    model: nn.Module, name: str, shares: Deltas, configs: Mapping[str, LoRAConfig], routing: Routing
+) -> LoRAConfig:
+    """Give `model` a frozen delta `name` whose factors are the weighted sums of others', and return its configuration:
+    B A = (sum_k w_k B_k) (sum_k w_k A_k), as released merges of LoRA have it. Raises UserError where these differ in
+    more than their weights."""
+    found = [configs.get(other) for other, _ in shares]
+    config = found[0]
+    if config is None or any(other is None or replace(other, dropout=config.dropout) != config for other in found):
+        names = ", ".join(other for other, _ in shares)
+        raise UserError(
+            f"the factors of {names} cannot be averaged: they are not LoRA adapters of one rank, scale and place; "
+            "add their products instead (form=delta)"
+        )
+    # A decoder may be the first to ask: what it makes in inference mode could take part in no graph.
+    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng():
+        adapt(model, name, config, routing)
+        for _, layer in layers(model):
+            if name in layer.deltas:
+                mean = layer.delta(name).requires_grad_(False)
+                mean.A.copy_(sum((w * layer.delta(other).A for other, w in shares), torch.zeros_like(mean.A)))
+                mean.B.copy_(sum((w * layer.delta(other).B for other, w in shares), torch.zeros_like(mean.B)))
+    return config
 
 
 def drop(model: nn.Module, name: str) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from personalign.contracts import UserError
 from personalign.policy import attention, chat, joint, lora, steering
 from personalign.policy.soft import SoftHead, SoftTokens
-from personalign.types import Deltas, Messages, PolicySpec, Soft
+from personalign.types import Deltas, Messages, PolicySpec, Soft, Stream
 
 
 class Policy:
@@ -38,6 +38,7 @@ class Policy:
         self.heads = nn.ModuleDict()
         self._soft = SoftTokens()
         self.user_deltas: dict[str, Deltas] = {}
+        self.merged: dict[Deltas, str] = {}
         self.spec = PolicySpec()
         self.stop_ids = chat.stop_ids(tokenizer, model.generation_config)
         self.pad_id: int = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
@@ -134,6 +135,19 @@ class Policy:
         self.spec = replace(self.spec, adapters=(*[a for a in self.spec.adapters if a != name], name))
         return found
 
+    def deltas_of(self, stream: Stream) -> Deltas:
+        """What a stream adds to the base. Adapters whose factors are to be merged become one, made once for each
+        weight vector and kept until `reset`. Raises UserError as `lora.merge` does."""
+        size = sum(abs(coefficient) for _, coefficient in stream.deltas)
+        if stream.merge == "products" or not size:
+            return stream.deltas
+        shares = tuple((name, coefficient / size) for name, coefficient in stream.deltas)
+        if shares not in self.merged:
+            name = f"merged-{len(self.merged)}"
+            self.configs[name] = lora.merge(self.model, name, shares, self.configs, self.routing)
+            self.merged[shares] = name
+        return ((self.merged[shares], size),)
+
     def drop_adapter(self, name: str) -> None:
         lora.drop(self.model, name)
         del self.configs[name]
@@ -161,6 +175,7 @@ class Policy:
         self.heads = nn.ModuleDict()
         self._soft = SoftTokens()
         self.user_deltas = {}
+        self.merged = {}
         self.routing.slices = []
         self.spec = PolicySpec()
 

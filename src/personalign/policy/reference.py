@@ -44,7 +44,7 @@ def fingerprint(policy: Policy, deltas: Deltas) -> str:
 
 def standing(policy: Policy) -> str:
     """A hash of the policy as it stands: `fingerprint` with every adapter and steering vector, and every head."""
-    every = tuple((name, 1.0) for name in (*policy.configs, *policy.vectors))
+    every = tuple((name, 1.0) for name in (*policy.spec.adapters, *policy.vectors))
     digest = hashlib.sha256(fingerprint(policy, every).encode())
     for path, tensor in policy.heads.state_dict().items():
         digest.update(path.encode() + _bytes(tensor))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from personalign.types import Soft
+from personalign.types import Args, Soft
 
 
 class SoftHead(nn.Module, ABC):
@@ -20,7 +20,7 @@ class SoftHead(nn.Module, ABC):
     tokens: int
 
     @abstractmethod
-    def forward(self, asked: Sequence[tuple[str, ...]]) -> Tensor:
+    def forward(self, asked: Sequence[Args]) -> Tensor:
         """The arguments of some segments -> [segments, tokens, width]."""
 
 
@@ -29,14 +29,16 @@ class SoftTokens:
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[Soft, int], tuple[int, ...]] = {}
-        self._named: list[tuple[Soft, int]] = []  # token -1 - i is which one of which segment
+        self._segments: list[Soft] = []
+        self._named: list[tuple[int, int]] = []  # token -1 - i is which one of which segment
 
     def numbers(self, soft: Soft, count: int) -> tuple[int, ...]:
         """The numbers of a segment's `count` tokens, in their order: equal segments have equal ones."""
         key = (soft, count)
         if key not in self._numbers:
             start = len(self._named)
-            self._named += [(soft, place) for place in range(count)]
+            self._named += [(len(self._segments), place) for place in range(count)]
+            self._segments.append(soft)
             self._numbers[key] = tuple(-1 - number for number in range(start, start + count))
         return self._numbers[key]
 
@@ -47,11 +49,12 @@ class SoftTokens:
         """
         at = (ids < 0).nonzero()
         named = [self._named[-1 - number] for number in ids[ids < 0].tolist()]
-        for name in dict.fromkeys(soft.head for soft, _ in named):
-            mine = [i for i, (soft, _) in enumerate(named) if soft.head == name]
-            asked = list(dict.fromkeys(named[i][0].args for i in mine))
-            number = {args: i for i, args in enumerate(asked)}
-            vectors = heads[name](asked)[[number[named[i][0].args] for i in mine], [named[i][1] for i in mine]]
+        for name in dict.fromkeys(self._segments[segment].head for segment, _ in named):
+            mine = [i for i, (segment, _) in enumerate(named) if self._segments[segment].head == name]
+            asked = list(dict.fromkeys(named[i][0] for i in mine))
+            number = {segment: i for i, segment in enumerate(asked)}
+            made = heads[name]([self._segments[segment].args for segment in asked])
+            vectors = made[[number[named[i][0]] for i in mine], [named[i][1] for i in mine]]
             rows, columns = at[mine].to(embeddings.device).unbind(1)
             embeddings = embeddings.index_put((rows, columns), vectors.to(embeddings))
         return embeddings

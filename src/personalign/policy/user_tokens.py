@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from personalign.policy.soft import SoftHead
+from personalign.types import Args
 
 
 class UserTokens(SoftHead):
@@ -17,9 +18,9 @@ class UserTokens(SoftHead):
     def __init__(self, users: Sequence[str], tokens: int) -> None:
         super().__init__()
         self.users, self.tokens = tuple(users), tokens
-        self._row = {user: row for row, user in enumerate(self.users, start=1)}
+        self._row: dict[object, int] = {user: row for row, user in enumerate(self.users, start=1)}
 
-    def rows(self, asked: Sequence[tuple[str, ...]]) -> list[int]:
+    def rows(self, asked: Sequence[Args]) -> list[int]:
         return [self._row.get(args[0], 0) if args else 0 for args in asked]
 
     def described(self) -> dict[str, str]:
@@ -39,7 +40,7 @@ class IndividualTokens(UserTokens):
         super().__init__(users, start.shape[1])
         self.table = nn.Parameter(start)
 
-    def forward(self, asked: Sequence[tuple[str, ...]]) -> Tensor:
+    def forward(self, asked: Sequence[Args]) -> Tensor:
         """Users -> [users, tokens, width]; a user's row gets no gradient from what is asked about others."""
         rows = torch.tensor(self.rows(asked), device=self.table.device)
         return self.table[0] + self.table[rows] * (rows > 0)[:, None, None]
@@ -58,7 +59,7 @@ class ClusterTokens(UserTokens):
         super().__init__(users, start.shape[1])
         self.weights, self.clusters = nn.Parameter(weights), nn.Parameter(start)
 
-    def forward(self, asked: Sequence[tuple[str, ...]]) -> Tensor:
+    def forward(self, asked: Sequence[Args]) -> Tensor:
         """Users -> [users, tokens, width]."""
         mixture = self.weights[self.rows(asked)].softmax(-1)
         return torch.einsum("uc,ctw->utw", mixture, self.clusters)
