@@ -218,9 +218,8 @@ class System:
 
     def decoder(self) -> Decoder:
         decoding = self.cfg.decoding
-        return Decoder(
-            self.policy, decoding.batch_size, decoding.token_budget if decoding.grouping == "continuous" else None
-        )
+        budget = decoding.token_budget if decoding.grouping == "continuous" else None
+        return Decoder(self.policy, decoding.batch_size, budget, decoding.prefix_tokens)
 
     def requests(self) -> list[Request]:
         """The held-out requests, at most `requests.limit` of each user."""

@@ -18,7 +18,8 @@ from personalign.decoding import rows as layout
 from personalign.decoding.blame import blamed
 from personalign.decoding.divergence import optimum
 from personalign.decoding.prefill import prefill
-from personalign.decoding.rows import Answer, Row
+from personalign.decoding.prefixes import Prefixes
+from personalign.decoding.rows import Answer, Row, Text
 from personalign.decoding.sampling import allowed, choose
 from personalign.policy.policy import Policy
 from personalign.policy.trunk import Trunk, trunk_of
@@ -31,9 +32,9 @@ class Batch:
     policy's routing as it last needed it.
     """
 
-    def __init__(self, policy: Policy, answers: Sequence[Answer], depth: int | None = None) -> None:
+    def __init__(self, policy: Policy, answers: Sequence[Answer], prefixes: Prefixes, depth: int | None = None) -> None:
         """`depth` is the trunk's; without it the trunk is as deep as the rows allow."""
-        self.policy = policy
+        self.policy, self.prefixes = policy, prefixes
         self.alive = list(answers)
         self.plan = answers[0].job.plan
         rows = _rows(answers)
@@ -42,7 +43,7 @@ class Batch:
 
     def start(self) -> list[Answer]:
         """Prefill, and the first token of every answer. Returns those that it ended."""
-        self.cache, hidden = prefill(self.policy, self.rows, self.trunk, self._room())
+        self.cache, hidden = prefill(self.policy, self.rows, self.trunk, self._room(), self.prefixes)
         self._arrange()
         return self._note(self._step(hidden))
 
@@ -69,7 +70,7 @@ class Batch:
         """Prefill answers in a cache of their own, and take them in with their first token. Returns those that it
         ended. Only where nobody has still to `leave`."""
         depth = min(self.trunk.depth, _depth(self.policy, [*self.rows, *_rows(answers)]))
-        entering = Batch(self.policy, answers, depth)
+        entering = Batch(self.policy, answers, self.prefixes, depth)
         ended = entering.start()
         if entering.alive:
             entering.leave()
@@ -87,7 +88,7 @@ class Batch:
         self.cache.join(other.cache, self._index(order), trunk, self._room())
         self._arrange()
 
-    def _texts(self) -> list[tuple[Answer, tuple[int, ...]]]:
+    def _texts(self) -> list[tuple[Answer, Text]]:
         """What is read, each once: the rows of the trunk."""
         return list(dict.fromkeys(row.reads for row in self.rows))
 
