@@ -55,6 +55,10 @@ class Batch:
         """The share of rows whose answers have ended."""
         return sum(bool(row.answer.stop) for row in self.rows) / len(self.rows)
 
+    def full(self) -> bool:
+        """Whether there is no room for a further token: then the answer with the longest rows has ended."""
+        return self.cache.get_seq_length() == self.cache.capacity
+
     def leave(self) -> None:
         """Take the rows of ended answers out of the batch, and the columns that only they needed."""
         keep = [i for i, row in enumerate(self.rows) if not row.answer.stop]
@@ -96,7 +100,8 @@ class Batch:
         return list(dict.fromkeys(name for row in self.rows for name, _ in row.source.deltas))
 
     def _room(self) -> int:
-        return max(answer.room for answer in self.alive)
+        """Columns of the cache that are kept behind the filled ones."""
+        return layout.columns(self.rows) - max(row.used for row in self.rows)
 
     def _index(self, numbers: Iterable[int]) -> Tensor:
         return torch.tensor(list(numbers), dtype=torch.long, device=self.policy.device)

@@ -77,7 +77,7 @@ class Flow:
 
     def _go_on(self) -> list[Answer]:
         assert self.batch is not None, "somebody is on their way"
-        if self.budget is None or self.batch.idle() >= 1 / IDLE:
+        if self.budget is None or self.batch.full() or self.batch.idle() >= 1 / IDLE:
             self.batch.leave()
         return self.batch.go_on()
 

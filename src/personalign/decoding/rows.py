@@ -149,9 +149,15 @@ def rows_of(policy: Policy, answer: Answer) -> list[Row]:
     return rows
 
 
+def columns(rows: Sequence[Row]) -> int:
+    """Columns of cache that these rows side by side can come to need, where all end at the same one: as many as the
+    longest by itself, since what it filled is free again as soon as it has ended."""
+    return max(row.used + row.answer.room for row in rows)
+
+
 def cells(rows: Sequence[Row]) -> int:
-    """Tokens of cache that these rows side by side can come to take: as wide as the widest, and all its room."""
-    return len(rows) * (max(row.used for row in rows) + max(row.answer.room for row in rows))
+    """Tokens of cache that these rows side by side can come to take."""
+    return len(rows) * columns(rows)
 
 
 def kind(plan: Plan) -> object:
