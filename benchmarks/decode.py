@@ -44,6 +44,7 @@ WAYS = [
     ("Give five facts about {0}.", "On which continent is {1}?"),
     ("Write a poem about {0}.", "Name one river in {1}."),
 ]
+MORE = ("", " Please be friendly.", " Please be brief.", " It is for a talk.")  # four times as many
 
 Answers = list[list[int]]
 
@@ -51,7 +52,8 @@ Answers = list[list[int]]
 def questions(n: int) -> list[Chat]:
     """Requests for long and for short answers in turn, all different; the first one is long."""
     asked = [
-        one.format(topic, land)
+        one.format(topic, land) + more
+        for more in MORE
         for long, short in WAYS
         for topic, land in zip(TOPICS, LANDS, strict=True)
         for one in (long, short)
@@ -240,14 +242,14 @@ def options() -> Namespace:
     parts = ["generate", "streams", "pad", "loop", "batching"]
     made.add_argument("--parts", nargs="+", choices=parts, default=parts)
     made.add_argument("--new", type=int, default=128, help="tokens of an answer at most")
-    made.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="64 at most")
+    made.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="256 at most")
     made.add_argument("--features", type=int, nargs="+", default=[1, 3, 6])
     made.add_argument("--scales", nargs="+", default=["cpu", "full"], help="whose adapters: files of conf/scale")
     made.add_argument("--prompt", type=int, default=500, help="tokens of a prompt beside the loop")
     made.add_argument("--loop-new", type=int, default=8, help="tokens that the loop without a cache makes")
     made.add_argument("--loop-batches", type=int, nargs="+", default=[1, 8])
     made.add_argument("--groups", type=int, nargs="+", default=[8, 32], help="sizes beside continuous batching")
-    made.add_argument("--answers", type=int, default=64, help="of unequal length there; 64 at most")
+    made.add_argument("--answers", type=int, default=64, help="of unequal length there; 256 at most")
     made.add_argument("--lengths", type=int, nargs=2, default=[16, 256], help="the shortest and the longest of them")
     return made.parse_args()
 

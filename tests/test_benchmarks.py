@@ -48,6 +48,13 @@ def test_args_compares_equal_answers() -> None:
     assert len(shares) == 2 and all(0.25 < share < 0.3 for share in shares), "a fourth, and the room for leaves"
 
 
+def test_history_compares_equal_answers() -> None:
+    text = said("history", *TINY, "--history", "300", "--requests", "4", "--request", "12", "--new", "5")
+    assert len(ratios(text)) == 2 and text.count("4 of 4 answers equal") == 2
+    (once, all_of_it), (each, whole) = re.findall(r"(\d+) of (\d+) tokens of prompts fed", text)
+    assert int(once) < int(whole) / 2 and each == whole == all_of_it
+
+
 def test_train_compares_equal_losses() -> None:
     pytest.importorskip("trl")
     text = said("train", *TINY, "--prompt", "60", "--answer", "20", "--batch", "2", "--steps", "2")

@@ -201,6 +201,7 @@ class Experiment:
                 "seconds": self.seconds,
                 "forward_tokens": sum(cost["forward_tokens"] for cost in made),
                 "new_tokens": sum(cost["new_tokens"] for cost in made),
+                "reused_tokens": sum(cost.get("reused_tokens", 0) for cost in made),
             },
             "data_hash": system.data.fingerprint(),
             "users": system.people(system.requests()),

@@ -228,9 +228,8 @@ class System:
 
     def decoder(self) -> Decoder:
         decoding = self.cfg.decoding
-        return Decoder(
-            self.policy, decoding.batch_size, decoding.token_budget if decoding.grouping == "continuous" else None
-        )
+        budget = decoding.token_budget if decoding.grouping == "continuous" else None
+        return Decoder(self.policy, decoding.batch_size, budget, decoding.prefix_tokens)
 
     def answer_at(self, strength: float | None) -> None:
         """Make answers at another strength than generation's own; None goes back to that."""

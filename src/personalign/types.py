@@ -300,17 +300,24 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an answer took: tokens fed through the network (all streams), generated tokens, seconds."""
+    """What an answer took: tokens that its streams read through the network, generated tokens, seconds.
+
+    `forward_tokens` are those of the answer by itself, so that methods compare in any company. Of them `reused_tokens`
+    were not fed for it: their keys and values were there, of the same prompt (another sample's) or of a beginning that
+    prompts share. What was fed is the difference.
+    """
 
     forward_tokens: int = 0
     new_tokens: int = 0
     seconds: float = 0.0
+    reused_tokens: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             self.forward_tokens + other.forward_tokens,
             self.new_tokens + other.new_tokens,
             self.seconds + other.seconds,
+            self.reused_tokens + other.reused_tokens,
         )
 
 

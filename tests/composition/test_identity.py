@@ -21,6 +21,7 @@ BASE = ["memory=[stance,keep]", "generation=steer", "alignment=train"]
         ["trainer=ddp", "devices=2"],
         ["decoding.batch_size=3"],
         ["decoding.grouping=continuous", "decoding.token_budget=99"],
+        ["decoding.prefix_tokens=null"],
         ["name=other"],
         ["paths.runs=/elsewhere"],
         ["paths.cache=/elsewhere"],

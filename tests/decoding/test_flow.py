@@ -167,6 +167,21 @@ def test_memory_stays_within_the_budget_and_rows_do_enter(guided: Policy, monkey
     assert budget / 2 < max(most) <= budget and len(entered) > 3
 
 
+def test_who_is_nearly_done_and_who_has_just_come_share_columns(guided: Policy) -> None:
+    """Side by side two answers need the columns of the longer one, however far each has come: nothing is wasted."""
+    guided.stop_ids = ()
+    limits = (40, 20, 39, 3, 35, 28)
+    plans = [Plan((Stream((said("Hello"),)),), sampling=Sampling(max_new_tokens=n)) for n in limits]
+    some = [Job(f"r{i}", plan) for i, plan in enumerate(plans)]
+    forwards: list[int] = []
+    handle = guided.model.get_decoder().register_forward_pre_hook(lambda *_: forwards.append(1))
+    made = Decoder(guided, 1, 2 * needs(guided, some[0])).generate(some)
+    handle.remove()
+    assert [r.tokens for r in made] == [Decoder(guided, 1).generate([job])[0].tokens for job in some]
+    # The first two are read together, then four by themselves; two are in flight until the last is alone.
+    assert len(forwards) == 5 + (39 + 19 + 38 + 2 + 34 + 27 + 9) // 2
+
+
 def test_where_one_fits_they_come_one_by_one(guided: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     some = [Job(f"r{i}", Plan((Stream((said(f"{i}" * 20),)),), sampling=Sampling(max_new_tokens=9))) for i in range(4)]
     alive: list[int] = []

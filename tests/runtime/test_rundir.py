@@ -143,6 +143,18 @@ def test_responses_are_the_union_of_ranks(tmp_path: Path) -> None:
     assert [one["text"] for one in second.responses()][4] == "after the tear"
 
 
+def test_a_request_that_was_answered_anew_is_one_makes(tmp_path: Path) -> None:
+    """The first time it was not whole, the second time rounding chose another answer; by the same rank or by others."""
+    first, again = [(0, "a", False), (2, "c", False)], [(1, "B", False), (2, "C", False), (0, "A", True)]
+    for number, (before, after) in enumerate([(0, 0), (0, 1), (1, 0)]):
+        ranks = [RunDir(tmp_path, str(number), rank) for rank in (0, 1)]
+        ranks[0].path.mkdir()
+        for rank, made in ((before, first), (after, again)):
+            for sample, text, selected in made:
+                ranks[rank].append_response({**row("q", text, sample), "selected": selected})
+        assert [one["text"] for one in ranks[0].responses()] == ["A", "B", "C"]
+
+
 def test_a_strange_answer_is_named(run: RunDir) -> None:
     run.append_response({"text": "no request"})
     with pytest.raises(UserError, match=r"samples-0\.jsonl: an answer without the field 'request'"):

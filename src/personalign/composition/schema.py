@@ -57,6 +57,7 @@ class DecodingValues(_Strict):
     grouping: Literal["fixed", "continuous"]
     batch_size: PositiveInt
     token_budget: PositiveInt
+    prefix_tokens: NaturalInt | None
 
 
 class AskingValues(_Strict):

@@ -20,7 +20,8 @@ from personalign.decoding.blame import blamed
 from personalign.decoding.divergence import optimum
 from personalign.decoding.leaves import Leaves
 from personalign.decoding.prefill import prefill
-from personalign.decoding.rows import Answer, Row
+from personalign.decoding.prefixes import Prefixes
+from personalign.decoding.rows import Answer, Row, Text
 from personalign.decoding.sampling import allowed, choose
 from personalign.policy.policy import Policy
 from personalign.policy.trunk import Trunk, trunk_of
@@ -33,9 +34,9 @@ class Batch:
     policy's routing as it last needed it.
     """
 
-    def __init__(self, policy: Policy, answers: Sequence[Answer], depth: int | None = None) -> None:
+    def __init__(self, policy: Policy, answers: Sequence[Answer], prefixes: Prefixes, depth: int | None = None) -> None:
         """`depth` is the trunk's; without it the trunk is as deep as the rows allow."""
-        self.policy = policy
+        self.policy, self.prefixes = policy, prefixes
         self.alive = list(answers)
         self.plan = answers[0].job.plan
         rows = _rows(answers)
@@ -44,7 +45,7 @@ class Batch:
 
     def start(self) -> list[Answer]:
         """Prefill, and the first token of every answer. Returns those that it ended."""
-        self.cache, hidden = prefill(self.policy, self.rows, self.trunk, self._room())
+        self.cache, hidden = prefill(self.policy, self.rows, self.trunk, self._room(), self.prefixes)
         self.leaves = Leaves(hidden)
         self._arrange()
         return self._note(self._step(hidden))
@@ -58,6 +59,10 @@ class Batch:
     def idle(self) -> float:
         """The share of rows whose answers have ended."""
         return sum(bool(row.answer.stop) for row in self.rows) / len(self.rows)
+
+    def full(self) -> bool:
+        """Whether there is no room for a further token: then the answer with the longest rows has ended."""
+        return self.cache.get_seq_length() == self.cache.capacity
 
     def leave(self) -> None:
         """Take the rows of ended answers out of the batch, and the columns that only they needed."""
@@ -75,7 +80,7 @@ class Batch:
         """Prefill answers in a cache of their own, and take them in with their first token. Returns those that it
         ended. Only where nobody has still to `leave`."""
         depth = min(self.trunk.depth, _depth(self.policy, [*self.rows, *_rows(answers)]))
-        entering = Batch(self.policy, answers, depth)
+        entering = Batch(self.policy, answers, self.prefixes, depth)
         ended = entering.start()
         if entering.alive:
             entering.leave()
@@ -94,7 +99,7 @@ class Batch:
         self.leaves.join(other.leaves, self._index(order))
         self._arrange()
 
-    def _texts(self) -> list[tuple[Answer, tuple[int, ...]]]:
+    def _texts(self) -> list[tuple[Answer, Text]]:
         """What is read, each once: the rows of the trunk."""
         return list(dict.fromkeys(row.reads for row in self.rows))
 
@@ -102,7 +107,8 @@ class Batch:
         return list(dict.fromkeys(name for row in self.rows for name, _ in row.source.deltas))
 
     def _room(self) -> int:
-        return max(answer.room for answer in self.alive)
+        """Columns of the cache that are kept behind the filled ones."""
+        return layout.columns(self.rows) - max(row.used for row in self.rows)
 
     def _index(self, numbers: Iterable[int]) -> Tensor:
         return torch.tensor(list(numbers), dtype=torch.long, device=self.policy.device)

@@ -42,6 +42,14 @@ class RowLayer(CacheLayerMixin):
         self.length = stop
         return keys[self.window, :, self.start : stop], values[self.window, :, self.start : stop]
 
+    def put(self, rows: Tensor, column: int, other: RowLayer, columns: int) -> None:
+        """Copy the first columns of another layer's rows into these rows from `column` on; before it they are zero."""
+        if not self.buffers:
+            self.lazy_initialization(other.buffers[0], other.buffers[1])
+        for mine, theirs in zip(self.buffers, other.buffers, strict=True):
+            mine[rows, :, :column] = 0
+            mine[rows, :, column : column + columns] = theirs[:, :, :columns]
+
     def select(self, index: Tensor, start: int, room: int) -> None:
         """Keep the rows of `index` (repeats allowed) and the columns from `start` on, with `room` for further ones."""
         kept = self.length - start
@@ -111,11 +119,17 @@ class RowCache(Cache):
         """Tokens that the largest layer has memory for: rows x columns."""
         return max(layer.rows * layer.capacity for layer in (*self.trunk, *self.crown))
 
-    def window(self, rows: slice, trunk_rows: slice, column: int) -> None:
-        """The next forward fills these rows from `column` on."""
+    def window(self, rows: slice, trunk_rows: slice, start: int, filled: int) -> None:
+        """The next forward sees these rows from `start` on, and fills them from `filled` on."""
         for layers, window in ((self.trunk, trunk_rows), (self.crown, rows)):
             for layer in layers:
-                layer.window, layer.start, layer.length = window, column, column
+                layer.window, layer.start, layer.length = window, start, filled
+
+    def put(self, rows: Tensor, trunk_row: Tensor, column: int, other: RowCache, columns: int) -> None:
+        """Copy the first columns of all rows of another cache, and of its trunk's one, to these from `column` on."""
+        for mine, theirs, index in ((self.trunk, other.trunk, trunk_row), (self.crown, other.crown, rows)):
+            for layer, read in zip(mine, theirs, strict=True):
+                layer.put(index, column, read, columns)
 
     def select(self, rows: Tensor, trunk_rows: Tensor, start: int, room: int) -> None:
         """Keep these rows (repeats allowed) and the columns from `start` on, with `room` for further ones."""

@@ -11,6 +11,7 @@ import torch
 from personalign.contracts import UserError
 from personalign.decoding import rows as layout
 from personalign.decoding.batch import Batch
+from personalign.decoding.prefixes import Prefixes
 from personalign.decoding.rows import Answer, Job, Row
 from personalign.policy.policy import Policy
 
@@ -27,8 +28,8 @@ class Flow:
     enter in their order as soon as there is room for all that they and those in flight can come to need.
     """
 
-    def __init__(self, policy: Policy, budget: int | None, kind: object) -> None:
-        self.policy, self.budget, self.kind = policy, budget, kind
+    def __init__(self, policy: Policy, budget: int | None, kind: object, prefixes: Prefixes) -> None:
+        self.policy, self.budget, self.kind, self.prefixes = policy, budget, kind, prefixes
         self.waiting: deque[Answer] = deque()
         self.batch: Batch | None = None
         self._greedy: dict[object, Answer] = {}  # those on their way, by their plan
@@ -69,14 +70,14 @@ class Flow:
 
     def _enter(self, answers: list[Answer]) -> list[Answer]:
         if self.batch is None:
-            self.batch = Batch(self.policy, answers)
+            self.batch = Batch(self.policy, answers, self.prefixes)
             return self.batch.start()
         self.batch.leave()
         return self.batch.join(answers)
 
     def _go_on(self) -> list[Answer]:
         assert self.batch is not None, "somebody is on their way"
-        if self.budget is None or self.batch.idle() >= 1 / IDLE:
+        if self.budget is None or self.batch.full() or self.batch.idle() >= 1 / IDLE:
             self.batch.leave()
         return self.batch.go_on()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from personalign.decoding.flow import Flow
+from personalign.decoding.prefixes import Prefixes
 from personalign.decoding.rows import Answer, Job, kind
 from personalign.policy.policy import Policy
 from personalign.types import Cost, Response
@@ -20,9 +21,9 @@ class Queue:
     jobs of one kind are one flow.
     """
 
-    def __init__(self, policy: Policy, groups: Groups, budget: int | None) -> None:
+    def __init__(self, policy: Policy, groups: Groups, budget: int | None, prefixes: Prefixes) -> None:
         """Raises UserError for a job that fits neither the model's context nor the budget."""
-        self.policy, self.budget = policy, budget
+        self.policy, self.budget, self.prefixes = policy, budget, prefixes
         self._flows: list[Flow] = []  # the first one is under way
         self.add(groups)
 
@@ -33,7 +34,7 @@ class Queue:
             new.setdefault(object() if self.budget is None else kind(group[0].plan), []).extend(group)
         for flow in self._flows:
             flow.add(new.pop(flow.kind, []))
-        begun = [Flow(self.policy, self.budget, one) for one in new]
+        begun = [Flow(self.policy, self.budget, one, self.prefixes) for one in new]
         for flow in begun:
             flow.add(new[flow.kind])
         self._flows[1:1] = begun
@@ -51,7 +52,8 @@ class Queue:
         new = len(answer.tokens)
         fed = sum(len(row.source.ids) + answer.fed + answer.dropped for row in answer.rows)
         text = self.policy.decode(answer.tokens)
-        for job, sample in answer.given:
+        for i, (job, sample) in enumerate(answer.given):
+            reused = fed if i else answer.reused
             yield Response(
                 request=job.request,
                 text=text,
@@ -59,5 +61,5 @@ class Queue:
                 tokens=tuple(answer.tokens),
                 logprobs=tuple(answer.logprobs),
                 stop="eos" if answer.stop == "eos" else "length",
-                cost=Cost(fed, new, answer.seconds),
+                cost=Cost(fed, new, answer.seconds, reused),
             )

@@ -20,20 +20,39 @@ from personalign.types import Chat, Deltas, Plan, Segment, Soft, Stream, Value
 class Job:
     """One request to answer: its id seeds the sampling, its plan says how.
 
-    `first` is the number of its first sample: where a workflow goes on, those before it have been made.
+    `first` is the number of its first sample: where a workflow goes on, those before it have been made. `cuts` are, for
+    each stream, the length of the beginning that its prompt shares with others' (see `prefixes`).
     """
 
     request: str
     plan: Plan
     first: int = 0
+    cuts: tuple[int, ...] = ()
+
+
+# Prompt ids, and the length of the beginning that is read by itself.
+Text = tuple[tuple[int, ...], int]
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a prefill depends on: prompt ids and deltas. Streams and answers with an equal source share it."""
+    """What a prefill depends on: prompt ids and deltas. Streams and answers with an equal source share it.
+
+    The first `cut` ids are a beginning that is read by itself.
+    """
 
     ids: tuple[int, ...]
     deltas: Deltas
+    cut: int = 0
+
+    @property
+    def text(self) -> Text:
+        return self.ids, self.cut
+
+    @property
+    def fed(self) -> int:
+        """The tokens behind its beginning."""
+        return len(self.ids) - self.cut
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +70,7 @@ class Answer:
     moved: Tensor | None = field(default=None, repr=False)  # by how much its newest score was, for a plan with an echo
     ahead: bool = False  # whether its rows have read its newest token too, as one of the candidates
     dropped: int = 0  # candidates that they have read and that were not chosen
+    reused: int = 0  # tokens of its rows' prompts that were not fed for it
 
     def begin(self, policy: Policy) -> list[Row]:
         """Its rows; they and its random stream, its own in any company, are made when it is about to enter: large."""
@@ -92,9 +112,9 @@ class Row:
     values: tuple[tuple[float, Value], ...] = ()
 
     @property
-    def reads(self) -> tuple[Answer, tuple[int, ...]]:
+    def reads(self) -> tuple[Answer, Text]:
         """What it reads: rows of one answer with one prompt read the same tokens."""
-        return self.answer, self.source.ids
+        return self.answer, self.source.text
 
     @property
     def used(self) -> int:
@@ -130,8 +150,9 @@ def rows_of(policy: Policy, answer: Answer) -> list[Row]:
     prompts = {stream.prompt: prompt_ids(policy, stream) for stream in plan.streams}
     rows: list[Row] = []
     values: dict[Source, list[tuple[float, Value]]] = {}
-    for i, stream in enumerate(plan.streams):
-        source = Source(prompts[stream.prompt], policy.deltas_of(stream))
+    cuts = answer.job.cuts or (0,) * len(plan.streams)
+    for i, (stream, cut) in enumerate(zip(plan.streams, cuts, strict=True)):
+        source = Source(prompts[stream.prompt], policy.deltas_of(stream), cut)
         check_length(policy, answer.job.request, len(source.ids), answer.limit)
         if isinstance(stream.head, Value):
             check_rates(policy, stream.head)
@@ -142,9 +163,15 @@ def rows_of(policy: Policy, answer: Answer) -> list[Row]:
     return rows + [Row(answer, source, 0.0, None, False, tuple(some)) for source, some in values.items()]
 
 
+def columns(rows: Sequence[Row]) -> int:
+    """Columns of cache that these rows side by side can come to need, where all end at the same one: as many as the
+    longest by itself, since what it filled is free again as soon as it has ended."""
+    return max(row.used + row.answer.room for row in rows)
+
+
 def cells(rows: Sequence[Row]) -> int:
-    """Tokens of cache that these rows side by side can come to take: as wide as the widest, and all its room."""
-    return len(rows) * (max(row.used for row in rows) + max(row.answer.room for row in rows))
+    """Tokens of cache that these rows side by side can come to take."""
+    return len(rows) * columns(rows)
 
 
 def kind(plan: Plan) -> object:
@@ -164,16 +191,18 @@ def _by_adapter(source: Source) -> tuple[bool, Deltas]:
 
 
 def parts(sources: Sequence[Source], tokens: int) -> list[list[Source]]:
-    """Sources of like length together, so that rows x longest stays within `tokens`; adapter by adapter in a part.
+    """Sources of which like numbers of tokens are fed together, so that rows x most stays within `tokens`; adapter by
+    adapter in a part.
 
-    Sources with the same ids stay in one part.
+    Sources of one text stay in one part, those with a beginning read by itself and those without in parts of their own.
     """
-    texts: dict[tuple[int, ...], list[Source]] = {}
-    for source in sorted(sources, key=lambda source: len(source.ids)):
-        texts.setdefault(source.ids, []).append(source)
+    texts: dict[Text, list[Source]] = {}
+    for source in sorted(sources, key=lambda source: (source.cut > 0, source.fed)):
+        texts.setdefault(source.text, []).append(source)
     found: list[list[Source]] = []
-    for ids, alike in texts.items():
-        if found and (len(found[-1]) + len(alike)) * len(ids) <= tokens:
+    for (_, cut), alike in texts.items():
+        fits = found and (len(found[-1]) + len(alike)) * alike[0].fed <= tokens
+        if fits and (found[-1][0].cut > 0) == (cut > 0):
             found[-1] += alike
         else:
             found.append(list(alike))
@@ -190,12 +219,12 @@ def padded(sources: Sequence[Source], pad: int) -> tuple[Tensor, Tensor]:
     return ids, offsets
 
 
-def prefill_mask(offsets: Tensor, width: int) -> Tensor:
-    """True where attention is allowed [rows, 1, width, width]: backwards, not to padding; padding sees itself."""
-    causal = torch.ones(width, width, dtype=torch.bool).tril()
-    real = torch.arange(width)[None, :] >= offsets[:, None]
-    itself = torch.eye(width, dtype=torch.bool)
-    return ((causal & real[:, None, :]) | itself)[:, None]
+def prefill_mask(offsets: Tensor, width: int, fed: int) -> Tensor:
+    """True where attention of the last `fed` columns is allowed [rows, 1, fed, width]: backwards, not to padding;
+    padding sees itself."""
+    key, query = torch.arange(width), torch.arange(width - fed, width)[:, None]
+    real = key >= offsets[:, None]
+    return (((key <= query) & real[:, None, :]) | (key == query))[:, None]
 
 
 def step_mask(offsets: Tensor, capacity: int, dtype: torch.dtype) -> Tensor | None:

@@ -49,7 +49,7 @@ class Routing:
     """Which rows use which adapters now: (start, stop, deltas), rows outside every slice are plain base."""
 
     slices: list[tuple[int, int | None, Deltas]] = field(default_factory=list)
-    # How often adapters have come or gone.
+    # How often adapters or steering vectors have come or gone.
     adapted: int = 0
     # The gates of `_opened_for`, by ranks, rows, type and place: a forward asks for the same ones in every layer.
     _opened: dict[object, Tensor] = field(default_factory=dict)

@@ -71,12 +71,15 @@ def add(model: Any, name: str, layer: int, width: int, routing: Routing) -> Stee
         place.register_forward_hook(_steered)
     vector = SteeringVector(layer, width).to(next(place.parameters()).device)
     cast(Steering, place.steering).deltas[name] = vector
+    routing.adapted += 1
     return vector
 
 
 def drop(model: Any, name: str, layer: int) -> None:
     """Take a vector away; its layer's hook stays and costs nothing without a vector."""
-    del cast(Steering, decoder_layers(model)[layer].steering).deltas[name]
+    steering = cast(Steering, decoder_layers(model)[layer].steering)
+    del steering.deltas[name]
+    steering.routing.adapted += 1
 
 
 def _steered(layer: Any, args: Any, output: Any) -> Any:

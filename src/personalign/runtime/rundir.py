@@ -176,14 +176,17 @@ class RunDir:
         append_line(self.path / f"samples-{self.rank}.jsonl", json.dumps(row, ensure_ascii=False))
 
     def responses(self) -> list[dict[str, Any]]:
-        """The answers of all ranks, one by round, request and sample (the first that was written), in that order."""
-        union: dict[tuple[int, str, int], dict[str, Any]] = {}
+        """The answers of all ranks by round, request and sample, in that order.
+
+        A request that was not whole when its rank was killed has been answered anew, maybe by another rank, and maybe
+        rounded otherwise: what counts is one rank's, of those that gave one of its answers, and what it wrote last.
+        """
+        found: dict[tuple[int, str], dict[int, dict[str, Any]]] = {}
         for path in sorted(self.path.glob("samples-*.jsonl")):
-            for row in read_jsonl(path):
-                if "request" not in row:
-                    raise UserError(f"{path}: an answer without the field 'request'; remove its line")
-                union.setdefault((row.get("round", 0), row["request"], row.get("sample", 0)), row)
-        return [union[key] for key in sorted(union)]
+            for request, rows in _by_request(path).items():
+                if request not in found or not _given(found[request]):
+                    found[request] = rows if _given(rows) else found.get(request, rows)
+        return [found[request][sample] for request in sorted(found) for sample in sorted(found[request])]
 
     def tuning(self) -> list[dict[str, Any]]:
         """What each strength that has been tried so far came to (see `tuning`), in order."""
@@ -209,6 +212,21 @@ def find_runs(root: str | Path) -> list[RunDir]:
     places = {path.parent for pattern in ("status.json", "*/status.json") for path in folder.glob(pattern)}
     runs = [RunDir(place.parent, place.name) for place in sorted(place.absolute() for place in places)]
     return sorted(runs, key=lambda run: str(run.details().get("created")))
+
+
+def _by_request(path: Path) -> dict[tuple[int, str], dict[int, dict[str, Any]]]:
+    """The answers in one rank's file by round and request, then by sample, as they were last written."""
+    found: dict[tuple[int, str], dict[int, dict[str, Any]]] = {}
+    for row in read_jsonl(path):
+        if "request" not in row:
+            raise UserError(f"{path}: an answer without the field 'request'; remove its line")
+        found.setdefault((row.get("round", 0), row["request"]), {})[row.get("sample", 0)] = row
+    return found
+
+
+def _given(rows: Mapping[int, Mapping[str, Any]]) -> bool:
+    """Whether one of a request's answers was given: it is written last."""
+    return any(row.get("selected") for row in rows.values())
 
 
 def _locked(descriptor: int, kind: int) -> bool:
