@@ -23,6 +23,7 @@ from personalign.contracts import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    Recall,
     Render,
     Stage,
     UserError,
@@ -89,7 +90,7 @@ class VASStage(Stage):
             checkpoint_every=checkpoint_every,
         )
 
-    def bind(self, guide: Guide | None) -> None:
+    def bind(self, guide: Guide | None, recall: Recall) -> None:
         self.guide = guide
 
     def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:

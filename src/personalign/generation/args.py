@@ -20,6 +20,7 @@ class Args(Generation):
     provides = ()
     paper = "ARGS, ICLR 2024, arXiv 2402.01694"
     node = "alignment through feedback / inference-time / reward-guided decoding"
+    strength = "weight"
 
     head: ClassVar[str] = "bradley_terry"
 

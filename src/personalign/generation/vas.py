@@ -22,6 +22,7 @@ class VAS(Generation):
     provides = ()
     paper = "VAS, arXiv 2405.06639"
     node = "alignment through feedback / inference-time / reward-guided decoding"
+    strength = "beta"
 
     def __init__(self, *, beta: NonNegativeFloat, top_k: PositiveInt) -> None:
         self._beta = beta
