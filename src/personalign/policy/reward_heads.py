@@ -107,7 +107,7 @@ class ValueHead(RewardHead):
 
     def rewards(self, features: Tensor, user: Tensor | None) -> Tensor:
         """For a user of whom nothing is known the sum: of one value without a name, that."""
-        expected = self(features)
+        expected: Tensor = self(features)
         return expected.sum(-1) if user is None else expected @ user
 
 
