@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from personalign.composition.build import build
-from personalign.types import Message, PolicySpec, Request, Snippet, Stance, UserState
+from personalign.types import Message, PolicySpec, Rater, Request, Snippet, Stance, UserState
 
 CONF = Path(__file__).parents[2] / "conf"
 CHOICES = sorted(path.stem for path in (CONF / "generation").glob("*.yaml"))
@@ -41,7 +41,8 @@ def spec() -> PolicySpec:
         own=(("mine", 1.0),),
         features={n: ((f"pad_{n}", 1.0),) for n in names},
         vectors={n: ((f"bipo_{n}", 1.0),) for n in names},
-        heads=("value",),
+        heads=("value", "bradley_terry", "lore", "vas"),
+        raters={"bradley_terry": Rater(), "lore": Rater(), "vas": Rater((), names)},
     )
 
 

@@ -172,7 +172,8 @@ class Beginnings:
         rewards = self.rewards[rows].to(device, states.dtype)
         values = self.head(states)
         targets = td_lambda(values.detach(), rewards, lengths, self.trace)
-        share = (torch.arange(states.shape[1], device=device) < lengths[:, None]) / lengths[:, None] / len(rows)
+        inside = (torch.arange(states.shape[1], device=device) < lengths[:, None]).to(values)
+        share = inside / lengths[:, None] / len(rows)
 
         def mean(errors: Tensor) -> Tensor:
             return (errors.square().mean(-1) * share).sum()
