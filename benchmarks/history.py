@@ -101,6 +101,7 @@ def main() -> None:
     prompts = chats(policy, asked)
     lengths = [len(policy.encode(prompt.messages)) for prompt in prompts]
     print(f"{len(prompts)} prompts of {min(lengths)} to {max(lengths)} tokens, {asked.new} new ones", flush=True)
+    Sides(policy, prompts[:1], 2).answer("once")  # weights are packed when they are first used
     compare(Sides(policy, prompts, asked.new), asked.repeats)
 
 

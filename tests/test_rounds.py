@@ -53,17 +53,17 @@ def config(folder: Path, *more: str) -> Any:
 
 
 def asked(folder: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The lines of a run's rounds.jsonl, without their seconds."""
+    """The lines of a run's rounds.jsonl, without their seconds and what had been kept of prompts."""
     lines = [json.loads(line) for line in (folder / record["identity"] / rounds.ROUNDS).read_text().splitlines()]
     for line in lines:
-        line["cost"].pop("seconds")
+        del line["cost"]["seconds"], line["cost"]["reused_tokens"]
     return lines
 
 
 def lasting(record: dict[str, Any]) -> Any:
-    """What does not depend on clock and place."""
+    """What does not depend on clock and place, nor on what had been kept of prompts."""
     kept = {key: record[key] for key in ("identity", "rounds", "data_hash", "users", "flags", "training")}
-    kept["cost"] = {key: value for key, value in record["cost"].items() if key != "seconds"}
+    kept["cost"] = {key: record["cost"][key] for key in ("forward_tokens", "new_tokens")}
     kept = json.loads(json.dumps(kept))
     for point in kept["rounds"]:
         del point["metrics"]["tokens_per_second"]

@@ -40,19 +40,20 @@ def config(folder: Path, *more: str) -> Any:
 
 
 def rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The answers of the one run in a folder, by request in the order of their numbers, without their seconds."""
+    """The answers of the one run in a folder, by request in the order of their numbers, without their seconds and what
+    was not fed for them, which is as their company was."""
     (run,) = [path for path in folder.iterdir() if (path / "config.yaml").exists()]
     found: dict[str, list[dict[str, Any]]] = {}
     for row in RunDir(folder, run.name).responses():
-        row["cost"].pop("seconds")
+        del row["cost"]["seconds"], row["cost"]["reused_tokens"]
         found.setdefault(row["request"], []).append(row)
     return found
 
 
 def figures(record: dict[str, Any]) -> Any:
-    """What does not depend on the clock."""
+    """What depends neither on the clock nor on company."""
     metrics = {name: figure for name, figure in record["metrics"].items() if name != "tokens_per_second"}
-    return json.loads(json.dumps([metrics, {k: v for k, v in record["cost"].items() if k != "seconds"}]))
+    return json.loads(json.dumps([metrics, {k: record["cost"][k] for k in ("forward_tokens", "new_tokens")}]))
 
 
 @pytest.mark.parametrize("more", [[], DRAWN], ids=["greedy", "drawn"])

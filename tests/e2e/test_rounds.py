@@ -48,7 +48,7 @@ def start(runs: Path, *more: str) -> subprocess.Popen[bytes]:
 
 
 def result(runs: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The record without what may differ, and what was asked without its seconds."""
+    """The record without what may differ, and what was asked without its seconds and what had been kept."""
     (path,) = runs.glob("*/record.json")
     record = json.loads(path.read_text())
     kept = {name: value for name, value in record.items() if name not in CHANGES}
@@ -56,7 +56,7 @@ def result(runs: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         figures.pop("tokens_per_second", None)
     lines = [json.loads(line) for line in (path.parent / "rounds.jsonl").read_text().splitlines()]
     for line in lines:
-        del line["cost"]["seconds"]
+        del line["cost"]["seconds"], line["cost"]["reused_tokens"]
     return kept, lines
 
 
