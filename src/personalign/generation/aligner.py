@@ -19,7 +19,7 @@ class Aligner(Prompted):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("policy.corrector",)
-    provides = ("prompt.draft",)
+    provides: ClassVar[tuple[str, ...]] = ("prompt.draft",)
     paper = "arXiv 2402.02416 (Aligner)"
     node = "alignment through feedback / inference-time / output refinement"
 
