@@ -304,6 +304,10 @@ def test_report_and_status_say_what_was_chosen(tmp_path: Path) -> None:
     line = next(line for line in notes(collect(place.path)) if "chosen by" in line)
     assert f"generation.strength = {told['chosen']:g}, chosen by true reward on 8 validation answers: 0 gives" in line
     assert _tuning(place) == f"generation.strength = {told['chosen']:g}"
+    _, bounded = run(tmp_path, TUNED, "tune.perplexity=1e6")
+    assert "8 validation answers of a perplexity of at most 1e+06 x the base's" in " ".join(
+        notes(collect(bounded.path))
+    )
     (place.path / "record.json").unlink()
     assert _tuning(place) == "3 strengths tried"
     assert json.dumps(told)  # plain data

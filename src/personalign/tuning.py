@@ -123,7 +123,8 @@ class Tuning:
 
     def _told(self) -> dict[str, Any]:
         tried = [line for strength in self.settings.strengths for line in self._lines(strength)]
-        told = {"key": self.key, "by": self.settings.by, "tried": tried, "base": next(iter(self._lines(None)), None)}
+        told = {"key": self.key, "by": self.settings.by, "perplexity": self.settings.perplexity}
+        told |= {"tried": tried, "base": next(iter(self._lines(None)), None)}
         fluent = [line for line in tried if self._is_fluent(line["perplexity"], told["base"])]
         if not fluent:
             raise UserError(

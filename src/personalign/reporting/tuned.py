@@ -18,8 +18,15 @@ def tuned(row: Row) -> Iterator[str]:
             tried = "; ".join(_came_to(line) for line in told["tried"])
             yield (
                 f"{row.name}{seed}: {told['key']} = {told['chosen']:g}, chosen by {BY[told['by']]} on "
-                f"{told['tried'][0]['reward']['n']} validation answers: {tried}."
+                f"{told['tried'][0]['reward']['n']} validation answers{_within(told)}: {tried}."
             )
+
+
+def _within(told: Mapping[str, Any]) -> str:
+    """How fluent answers had to be."""
+    if told["base"] is None or told["base"]["perplexity"] is None:
+        return ""
+    return f" of a perplexity of at most {told['perplexity']:g} x the base's {told['base']['perplexity']:.1f}"
 
 
 def _came_to(line: Mapping[str, Any]) -> str:
