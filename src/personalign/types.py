@@ -184,6 +184,9 @@ Segment = Chat | Tokens | Soft
 class Stream:
     """One log-probability source over the base vocabulary, with its coefficient in the plan.
 
+    `model` names a further model of the policy that is the source (see `PolicySpec.model`); None is the base. Its
+    tokens may be others: it speaks on the candidates alone, and never is their stream.
+
     `deltas` names the adapters and steering vectors that are added to the base, with coefficients; () is the base.
     `head` names a map of the last hidden state that is applied before the vocabulary (PAD's value head).
     """
@@ -192,10 +195,11 @@ class Stream:
     weight: float = 1.0
     deltas: Deltas = ()
     head: str | None = None
+    model: str | None = None
 
     @property
-    def source(self) -> tuple[tuple[Segment, ...], Deltas, str | None]:
-        return (self.prompt, self.deltas, self.head)
+    def source(self) -> tuple[tuple[Segment, ...], Deltas, str | None, str | None]:
+        return (self.prompt, self.deltas, self.head, self.model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +251,7 @@ class Plan:
         for stream in self.streams:
             weights[stream.source] = weights.get(stream.source, 0.0) + stream.weight
         kept = [key for key, weight in weights.items() if weight != 0.0 or key == read]
-        streams = tuple(Stream(p, weights[(p, d, h)], d, h) for p, d, h in kept)
+        streams = tuple(Stream(key[0], weights[key], *key[1:]) for key in kept)
         return replace(self, streams=streams, candidates=replace(self.candidates, stream=kept.index(read)))
 
 
@@ -312,7 +316,8 @@ class PolicySpec:
 
     `aligned` is what training made of the base, as deltas; the last of them, `own`, are this user's alone. `features`
     maps a dimension to the deltas of its successor feature log pihat_k (PAD, eq. 8), `vectors` to those of its steering
-    vector; `corrector` makes better answers of drafts (Aligner); `heads` are names.
+    vector; `corrector` makes better answers of drafts (Aligner); `heads` are names. All of these are of the further
+    model that `model` names, where there is one, and of the base else.
     """
 
     aligned: Deltas = ()
@@ -322,6 +327,7 @@ class PolicySpec:
     adapters: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
     vectors: Mapping[str, Deltas] = field(default_factory=dict)
+    model: str | None = None
 
 
 def last_user_text(messages: Sequence[Message]) -> str:
@@ -343,9 +349,9 @@ class Judged:
     """One answer with all that was measured on it; the input of evaluation.
 
     `base_nll` is the summed negative log-probability of the answer's tokens under the untouched base model on
-    the plain prompt, in nats over `base_tokens` tokens (fluency). `stance` is the user's true one, where known.
-    `universal` are its universal values, and `best` is the largest true reward among all the samples it was chosen
-    from, where these are asked for.
+    the plain prompt, in nats over `base_tokens` tokens (fluency); None where they are not known. `stance` is the
+    user's true one, where known. `universal` are its universal values, and `best` is the largest true reward among all
+    the samples it was chosen from, where these are asked for.
     The response's cost is that of all samples and steps which were made for it.
     `choices` are the scores of the request's choices, in their order.
     """
@@ -357,7 +363,7 @@ class Judged:
     guide: Score | None = None
     universal: Score | None = None
     best: float | None = None
-    base_nll: float = 0.0
+    base_nll: float | None = 0.0
     base_tokens: int = 0
     choices: tuple[ChoiceScore, ...] = ()
 

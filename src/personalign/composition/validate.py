@@ -16,13 +16,15 @@ from personalign.contracts import UserError
 Step = tuple[str, str, ClassView]
 
 # The way of a user's event. Data, model and the true reward are there together, before anything else. The other
-# rewards, and memory that reads the trained policy, are there as soon as their own needs are met.
+# rewards, and memory that reads the trained policy, are there as soon as their own needs are met. A further model
+# needs a generation that lets it speak, and is a guide as it is, before any training.
 TOGETHER = ("data", "model", "truth")
-WAY = (*TOGETHER, "memory", "alignment", "generation", "boundary", "feedback", "query", "evaluation")
+WAY = (*TOGETHER, "guide_model", "memory", "alignment", "generation", "boundary", "feedback", "query", "evaluation")
 LATE = ("guide", "universal")
 MEMORY = "memory"
-# Alignment trains on the prompts that generation renders, so what these hold is there before.
+# Alignment trains on the prompts that generation renders, so what these hold, and how it plans, is there before.
 PROMPT = "prompt."
+PLANNED = (PROMPT, "plan.")
 TRAINER_KEYS = {"strategy", "devices", "num_nodes", "zero_stage"}
 
 
@@ -42,7 +44,12 @@ def problems(cfg: DictConfig | Mapping[str, Any]) -> list[str]:
 def illegal(tree: Mapping[str, Any]) -> list[str]:
     """The needs that nothing earlier on the way provides, each with the choices that would."""
     steps = _steps(tree)
-    return [*_devices(tree), *_rounds(tree, steps), *_unmet(steps, tree.get("source") is not None)]
+    return [
+        *_devices(tree),
+        *_rounds(tree, steps),
+        *_budget(tree, steps),
+        *_unmet(steps, tree.get("source") is not None),
+    ]
 
 
 def _steps(tree: Mapping[str, Any]) -> list[Step]:
@@ -61,6 +68,8 @@ def _steps(tree: Mapping[str, Any]) -> list[Step]:
 
 
 def _gives(slot: str, seen: ClassView | PartView) -> set[str]:
+    if slot == "guide_model":
+        return {"policy.aligned"}
     return {*seen.provides, *([f"reward.{slot}"] if slots()[slot].folder == "reward" else [])}
 
 
@@ -70,6 +79,11 @@ def _needs(slot: str, seen: ClassView) -> list[str]:
         return [need for need in seen.needs if not need.startswith("state.")]
     if slot == "truth":
         return list(dict.fromkeys("truth" if need.startswith("state.") else need for need in seen.needs))
+    if slot == "generation":
+        return ["model", *seen.needs]
+    if slot in ("alignment", "guide_model"):
+        own = ["plan.guide_model"] if slot == "guide_model" else list(seen.needs)
+        return [*own, "model.weights"]
     return list(seen.needs)
 
 
@@ -78,7 +92,7 @@ def _unmet(steps: list[Step], sourced: bool) -> list[str]:
     waiting = [step for step in steps if step[0] in LATE]
     way = [step for step in steps if step[0] not in LATE]
     given = {
-        name for slot, _, seen in way for name in _gives(slot, seen) if slot in TOGETHER or name.startswith(PROMPT)
+        name for slot, _, seen in way for name in _gives(slot, seen) if slot in TOGETHER or name.startswith(PLANNED)
     }
     given |= {need for _, _, seen in way for need in seen.needs if sourced and need.startswith(PROMPT)}
     lacking: list[tuple[Step, str]] = []
@@ -127,7 +141,7 @@ def _known(stamp: object) -> list[PartView]:
 def _providers(slot: str, need: str) -> list[str]:
     """What to add or use, among the groups that come no later than `slot`, or anywhere if `slot` may wait."""
     order = WAY if slot in (*LATE, MEMORY) else WAY[: max(WAY.index(slot) + 1, len(TOGETHER))]
-    order = (*order, "generation") if need.startswith(PROMPT) else order
+    order = (*order, "generation") if need.startswith(PLANNED) else order
     able = [g for s, g in slots().items() if s in (*order, *LATE) and (s != slot or g.many)]
     found: dict[str, list[str]] = {}
     for part in _known(stamp()):
@@ -152,6 +166,14 @@ def _rounds(tree: Mapping[str, Any], steps: list[Step]) -> list[str]:
     if not any("state.posterior" in (*seen.provides, *seen.needs) for _, _, seen in steps):
         found.append(f"rounds={rounds} needs state.posterior: {' or '.join(_providers('query', 'state.posterior'))}")
     return found
+
+
+def _budget(tree: Mapping[str, Any], steps: list[Step]) -> list[str]:
+    """Recalled texts are counted in the model's own tokens."""
+    known = any("model.weights" in _gives(slot, seen) for slot, _, seen in steps if slot == "model")
+    if known or tree.get("memory_budget") is None:
+        return []
+    return [f"memory_budget={tree['memory_budget']} counts tokens of a model that is not here: set memory_budget=null"]
 
 
 def _devices(tree: Mapping[str, Any]) -> list[str]:

@@ -35,6 +35,7 @@ def described(stream: Stream) -> str:
     """A stream in words: what its prompt is made of, and the adapters and head that read it."""
     prompt = " and ".join(type(segment).__name__.lower() for segment in stream.prompt)
     who = " + ".join(f"{weight:g} x {name}" for name, weight in stream.deltas) or "the base"
+    who += f" of model {stream.model}" if stream.model else ""
     return f"the stream of {who} on a {prompt} prompt" + (f" through head {stream.head!r}" if stream.head else "")
 
 
@@ -44,7 +45,11 @@ def _sound(policy: Policy, adapter: str) -> bool:
 
 def _finite(policy: Policy, stream: Stream, tokens: Sequence[int]) -> bool:
     """Whether a stream's scores behind some tokens are numbers, in a forward of its own."""
-    ids = torch.tensor([[*prompt_ids(policy, stream), *tokens]])
+    answer = tuple(tokens)
+    if stream.model is not None:
+        answer = policy.guests[stream.model].covering.own(answer)
+        policy = policy.speaker(stream.model)
+    ids = torch.tensor([[*prompt_ids(policy, stream), *answer]])
     with policy.using(stream.deltas):
         states = policy.hidden(**policy.inputs(ids), use_cache=False)[:, -1]
     states = states if stream.head is None else policy.heads[stream.head](states)

@@ -49,7 +49,7 @@ class Queue:
     def _responses(self, answer: Answer) -> Iterator[Response]:
         """The answer as it is given to each who asked for it."""
         new = len(answer.tokens)
-        fed = sum(len(row.source.ids) + answer.fed for row in answer.rows)
+        fed = answer.fed_guests + sum(len(row.source.ids) + answer.fed for row in answer.rows)
         text = self.policy.decode(answer.tokens)
         for job, sample in answer.given:
             yield Response(

@@ -16,8 +16,8 @@ from personalign.policy.policy import Policy
 from personalign.policy.reference import sequence_logprobs
 from personalign.types import Deltas, Plan
 
-# Who reads: the deltas and the head of a stream.
-_Reader = tuple[Deltas, str | None]
+# Who reads: the deltas, the head and the model of a stream.
+_Reader = tuple[Deltas, str | None, str | None]
 _Term = tuple[float, _Reader, Branches]
 
 
@@ -34,7 +34,8 @@ def score_readings(
     policy: Policy, readings: Sequence[Reading], description: str, cache: Path | None = None
 ) -> list[float]:
     """sum_j c_j sum_t log p_j(y_t | prompt_j, y_<t) of every reading, in nats; of a plan that is not log-linear,
-    sum_t log p(y_t | y_<t) over the whole vocabulary.
+    sum_t log p(y_t | y_<t) over the whole vocabulary. A further model reads the answer's text as its own tokenizer
+    cuts it.
 
     What several readings share (a prompt and an answer under the same deltas and head) is computed once, and not
     at all where `cache` has it from another run. `description` is for the progress.
@@ -44,9 +45,10 @@ def score_readings(
     for _, reader, row in (term for some in terms for term in some):
         wanted.setdefault(reader, {})[row] = None
     values: dict[tuple[_Reader, Branches], float] = {}
-    for (deltas, head), rows in wanted.items():
-        sums = sequence_logprobs(policy, list(rows), deltas, cache, description, head)
-        values |= {((deltas, head), row): value for row, value in zip(rows, sums[:, 0].tolist(), strict=True)}
+    for reader, rows in wanted.items():
+        deltas, head, model = reader
+        sums = sequence_logprobs(policy.speaker(model), list(rows), deltas, cache, description, head)
+        values |= {(reader, row): value for row, value in zip(rows, sums[:, 0].tolist(), strict=True)}
     return [
         sum(weight * values[reader, row] for weight, reader, row in some)
         if reading.plan.combine == "log_linear"
@@ -78,7 +80,11 @@ def _terms(policy: Policy, reading: Reading) -> list[_Term]:
     terms = []
     for stream in reading.plan.simplified().streams:
         if stream.weight and reading.answer:
-            prompt = prompt_ids(policy, stream)
-            check_length(policy, reading.name, len(prompt), len(reading.answer))
-            terms.append((stream.weight, (stream.deltas, stream.head), Branches(prompt, (reading.answer,))))
+            reader, answer = policy.speaker(stream.model), reading.answer
+            if stream.model is not None:
+                answer = policy.guests[stream.model].covering.own(answer)
+            prompt = prompt_ids(reader, stream)
+            check_length(reader, reading.name, len(prompt), len(answer))
+            row = Branches(prompt, (answer,))
+            terms.append((stream.weight, (stream.deltas, stream.head, stream.model), row))
     return terms

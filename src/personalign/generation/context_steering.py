@@ -20,7 +20,7 @@ class ContextSteering(Generation):
     a cut token gives inf - inf. A user without a profile is asked plainly.
     """
 
-    needs = ("state.profile",)
+    needs = ("state.profile", "model.weights")
     provides = ()
     paper = "arXiv 2405.01768 (CoS); arXiv 2401.11458 (Linear Alignment)"
     node = "alignment through feedback / inference-time / reward-guided decoding"
@@ -47,7 +47,7 @@ class Amulet(ContextSteering):
     iterations, which then are what bounds it. Raises UserError where it is beyond floating point.
     """
 
-    needs = ("state.profile",)
+    needs = ("state.profile", "model.weights")
     provides = ()
     paper = "arXiv 2502.19148; its released code (commit 9d607f0)"
     node = "alignment through feedback / inference-time / reward-guided decoding"
