@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 import vocabularies
@@ -26,8 +28,9 @@ ASKED = [
     "How can I sleep better?",
     "What is a good gift for a gardener?",
 ]
-TOKENS = 20
+TOKENS = 22
 TOP = 10
+CONTEXTS = 200
 
 
 def chat(text: str) -> tuple[Chat]:
@@ -53,9 +56,10 @@ def test_the_embedded_model_under_other_ids_is_the_same_guide(smollm2: Policy) -
 
 
 @torch.inference_mode()
-def agreement(policy: Policy, guide: Policy) -> tuple[float, float, int]:
+def agreement(policy: Policy, guide: Policy) -> tuple[float, float, float, int]:
     """The shares of contexts in which a guide that lacks merges has the likeliest token of the model itself as its own
-    likeliest candidate: by its covers, and by the first sub-token, as PAD's released code has it; how many contexts."""
+    likeliest candidate: by its covers, and by the first sub-token, as PAD's released code has it; the
+    seconds that the covers took in a context; and how many contexts."""
     policy.add_guest("guide", guide)
     jobs = [
         Job(f"r{i}", Plan((Stream(chat(t)),), sampling=Sampling(max_new_tokens=TOKENS))) for i, t in enumerate(ASKED)
@@ -65,7 +69,8 @@ def agreement(policy: Policy, guide: Policy) -> tuple[float, float, int]:
     answers = [Answer(Job(f"r{i}", plan), []) for i, plan in enumerate(plans)]
     company = Company(*policy.guests["guide"], [row for answer in answers for row in guests_of(policy, answer)])
     covers = policy.guests["guide"].covering
-    ours = theirs = count = 0
+    ours = theirs = seconds = 0.0
+    count = 0
     for step in range(TOKENS):
         open_ones = {a: ids for a, ids in zip(answers, written, strict=True) if step < len(ids)}
         best = {}
@@ -76,24 +81,28 @@ def agreement(policy: Policy, guide: Policy) -> tuple[float, float, int]:
             best[answer] = logits.topk(TOP).indices.tolist()
         for answer in answers:
             answer.stop = "" if answer in open_ones else "eos"
+        started = time.perf_counter()
         values = dict(company.speak(best))
-        for answer, candidates in best.items():
+        seconds += time.perf_counter() - started
+        for answer, candidates in list(best.items())[: CONTEXTS - count]:
             count += 1
             ours += max(range(TOP), key=lambda i: values[answer][i]) == 0
             prompt = guide.encode(answer.job.plan.streams[0].prompt[0].messages)  # type: ignore[union-attr]
             own = covers.own(tuple(answer.tokens))
             logits = guide.model(torch.tensor([[*prompt, *own]])).logits[0, -1]
             first = [(covers.own((token,)) or (0,))[0] for token in candidates]
-            theirs += max(range(TOP), key=lambda i: float(logits[first[i]])) == 0
+            tied = [i for i in range(TOP) if logits[first[i]] == logits[first].max()]
+            theirs += (0 in tied) / len(tied)  # several candidates may begin with one sub-token
     policy.guests.clear()
-    return ours / count, theirs / count, count
+    return ours / count, theirs / count, seconds / count, count
 
 
 @pytest.mark.parametrize(("merges", "least"), [(10000, 0.9), (40000, 0.5)])
 def test_a_guide_without_the_last_merges_mostly_agrees(
     smollm2: Policy, merges: int, least: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ours, theirs, count = agreement(smollm2, vocabularies.shortened(smollm2, merges))
+    ours, theirs, seconds, count = agreement(smollm2, vocabularies.shortened(smollm2, merges))
     with capsys.disabled():
-        print(f"\nwithout {merges} merges, {count} contexts: covers {ours:.3f}, first sub-token {theirs:.3f}")
-    assert ours >= least and ours >= theirs
+        print(f"\nwithout {merges} merges, {count} contexts, {seconds:.3f} s each")
+        print(f"covers {ours:.3f}, first sub-token {theirs:.3f}")
+    assert ours >= least

@@ -206,13 +206,13 @@ def test_what_an_endpoint_cannot_do_is_refused_before_anything_is_asked(
         (["memory=stance_stated", "generation=drift"], "generation=drift needs model.weights"),
         (["reward@guide=implicit"], "reward@guide=implicit needs model.weights"),
         (["memory=summary"], "memory=summary needs model.weights"),
-        (["memory_budget=50"], "memory_budget=50 counts tokens of a model that is not here"),
+        (["memory_budget=50"], "memory_budget=50 needs model.weights, which model=endpoint has elsewhere"),
     ],
 )
 def test_a_composition_that_needs_weights_is_illegal(words: list[str], problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         compose([*SMALL, *REMOTE, *words])
-    with pytest.raises(UserError, match="generation=plain needs model: use model="):
+    with pytest.raises(UserError, match="model=none: nobody would answer: use model="):
         compose(["model=none"])
 
 

@@ -22,6 +22,7 @@ TOGETHER = ("data", "model", "truth")
 WAY = (*TOGETHER, "guide_model", "memory", "alignment", "generation", "boundary", "feedback", "query", "evaluation")
 LATE = ("guide", "universal")
 MEMORY = "memory"
+WEIGHTS = "model.weights"
 # Alignment trains on the prompts that generation renders, so what these hold, and how it plans, is there before.
 PROMPT = "prompt."
 PLANNED = (PROMPT, "plan.")
@@ -47,7 +48,7 @@ def illegal(tree: Mapping[str, Any]) -> list[str]:
     return [
         *_devices(tree),
         *_rounds(tree, steps),
-        *_budget(tree, steps),
+        *_model(tree, steps),
         *_unmet(steps, tree.get("source") is not None),
     ]
 
@@ -69,7 +70,7 @@ def _steps(tree: Mapping[str, Any]) -> list[Step]:
 
 def _gives(slot: str, seen: ClassView | PartView) -> set[str]:
     if slot == "guide_model":
-        return {"policy.aligned"}
+        return set()
     return {*seen.provides, *([f"reward.{slot}"] if slots()[slot].folder == "reward" else [])}
 
 
@@ -79,11 +80,8 @@ def _needs(slot: str, seen: ClassView) -> list[str]:
         return [need for need in seen.needs if not need.startswith("state.")]
     if slot == "truth":
         return list(dict.fromkeys("truth" if need.startswith("state.") else need for need in seen.needs))
-    if slot == "generation":
-        return ["model", *seen.needs]
-    if slot in ("alignment", "guide_model"):
-        own = ["plan.guide_model"] if slot == "guide_model" else list(seen.needs)
-        return [*own, "model.weights"]
+    if slot == "guide_model":
+        return ["plan.guide_model"]
     return list(seen.needs)
 
 
@@ -104,6 +102,8 @@ def _unmet(steps: list[Step], sourced: bool) -> list[str]:
             continue
         lacking += [(step, need) for need in needs]
         given |= _gives(step[0], step[2])
+        if step[0] == "guide_model":
+            given.add("policy.aligned")
     stuck = _join(waiting, given)
     promised = {name for step in stuck for name in _gives(step[0], step[2])}
     lacking = [(step, need) for step, need in lacking if need not in promised]
@@ -168,12 +168,19 @@ def _rounds(tree: Mapping[str, Any], steps: list[Step]) -> list[str]:
     return found
 
 
-def _budget(tree: Mapping[str, Any], steps: list[Step]) -> list[str]:
-    """Recalled texts are counted in the model's own tokens."""
-    known = any("model.weights" in _gives(slot, seen) for slot, _, seen in steps if slot == "model")
-    if known or tree.get("memory_budget") is None:
-        return []
-    return [f"memory_budget={tree['memory_budget']} counts tokens of a model that is not here: set memory_budget=null"]
+def _model(tree: Mapping[str, Any], steps: list[Step]) -> list[str]:
+    """Somebody answers; where the model is elsewhere nothing is trained, guided or counted in its tokens."""
+    node, key = tree.get("model"), "model@guide_model"
+    if isinstance(node, Mapping) and node.get("_target_", "") is None:
+        return [f"model=none: nobody would answer: {' or '.join(_providers('model', 'model'))}"]
+    far = {slot: name for slot, name, seen in steps if "model" in seen.provides and WEIGHTS not in seen.provides}
+    found = [f"{key}={far['guide_model']}: a guide needs its weights here"] if "guide_model" in far else []
+    if "model" in far:
+        lacking = [f"{slots()[slot].key}={name}" for slot, name, _ in steps if slot in ("alignment", "guide_model")]
+        lacking += [f"memory_budget={tree['memory_budget']}"] if tree.get("memory_budget") is not None else []
+        remedy = " or ".join(_providers("model", WEIGHTS))
+        found += [f"{what} needs {WEIGHTS}, which model={far['model']} has elsewhere: {remedy}" for what in lacking]
+    return found
 
 
 def _devices(tree: Mapping[str, Any]) -> list[str]:
