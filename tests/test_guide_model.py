@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from personalign import Experiment, compose
+from personalign.composition.compose import recompose
 from personalign.composition.identity import identity
 from personalign.contracts import UserError
 
@@ -60,11 +62,8 @@ def test_a_further_model_needs_a_generation_that_lets_it_speak() -> None:
         compose([*SMALL, "generation=pad_released", "model@guide_model=endpoint", "guide_model.model=m"])
 
 
-def test_without_one_runs_are_named_as_before() -> None:
+def test_runs_of_before_are_named_and_read_as_they_were() -> None:
     cfg = compose(SMALL)
-    name = identity(cfg)
-    before = dict(cfg)
-    before.pop("guide_model")
-    from omegaconf import OmegaConf
-
-    assert identity(OmegaConf.create(before)) == name
+    before = OmegaConf.create(OmegaConf.to_container(cfg))
+    del before["guide_model"], before.choices["guide_model"]
+    assert identity(before) == identity(cfg) == identity(recompose(before, []))
