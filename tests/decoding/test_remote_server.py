@@ -37,7 +37,7 @@ def test_greedy_answers_are_those_of_our_decoder(
 ) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("PERSONALIGN_MODEL_URL", served.url)
-    cache = os.environ.get("PERSONALIGN_CACHE", "~/.cache/personalign")
+    cache = Path(os.environ.get("PERSONALIGN_CACHE", "~/.cache/personalign")).expanduser()
     own = Experiment(compose([*SMALL, "model=smollm2", f"paths.runs={tmp_path}", f"paths.cache={cache}"])).run()
     words = ["model=endpoint", f"model.model={served.folder}", f"model.cache={tmp_path / 'cache'}"]
     remote = Experiment(compose([*SMALL, *words, f"paths.runs={tmp_path}"])).run()
