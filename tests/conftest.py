@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,29 @@ def smollm2(_smollm2: object) -> object:
     """The embedded model in float32, without adapters; skips where `personalign model fetch` has not run."""
     _smollm2.reset()  # type: ignore[attr-defined]
     return _smollm2
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """The embedded model behind an endpoint (`serving.Served`); skips where either is missing."""
+    from serving import Served
+    from transformers.utils.import_utils import is_serve_available
+
+    if not is_serve_available():
+        pytest.skip("transformers serve needs fastapi, uvicorn and openai: pip install 'transformers[serving]'")
+    from personalign.policy.assets import model_dir
+
+    try:
+        folder = model_dir("smollm2", Path(os.environ.get("PERSONALIGN_CACHE", "~/.cache/personalign")).expanduser())
+    except UserError as error:
+        pytest.skip(str(error))
+    made = Served(folder, tmp_path_factory.mktemp("served") / "log")
+    try:
+        made.wait()
+        yield made
+    finally:
+        made.process.kill()
+        made.process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from typing import Literal
 
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.queue import Groups
+from personalign.decoding.remote import RemoteDecoder
 from personalign.decoding.rows import Job
 from personalign.runtime.progress import track
 from personalign.runtime.rundir import RunDir
@@ -62,7 +63,7 @@ def offer(
 
 
 def _followed(
-    system: System, decoder: Decoder, groups: Groups, by_id: Mapping[str, Request], *, refine: bool
+    system: System, decoder: Decoder | RemoteDecoder, groups: Groups, by_id: Mapping[str, Request], *, refine: bool
 ) -> Iterator[Lines]:
     """All samples of a group, when all are whole; to `refine` leads each to the end of its workflow.
 

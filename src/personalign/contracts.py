@@ -79,11 +79,12 @@ class Part:
 
     `events.<kind>`, `prompts` (requests to train on), `pairs`, `labels` (pairs with labels per dimension), `ratings`
     (pairs with both answers' ratings), `truth` (true stances) from data;
+    `model`, which answers chats, and `model.weights`, where it is here and all that it thinks can be read, from model;
     `state.<field>` from memory, `state.vectors.<name>` for one of its vectors, `state.posterior` where its stance has
     a covariance; `policy.aligned`, `policy.own` (adapters of single users), `policy.features`, `policy.vectors`,
     `policy.corrector`, `policy.heads.<name>` from alignment;
     `prompt.targets` (wanted ratings in what it renders), `prompt.draft` (it has a `correction`), `prompt.equal` (and an
-    `equalisation`) from generation;
+    `equalisation`), `plan.guide_model` (what training makes is a guide, which may be a further model) from generation;
     `reward.truth`, `reward.guide`, `reward.universal` from the reward that is chosen under that name.
     """
 
@@ -211,8 +212,9 @@ class Reward(Part, ABC):
     under `truth` the user's true state, under `universal` no state, since what it rates there holds for everyone:
     the same class, three sources, kept apart by the experiment."""
 
-    def bind(self, policy: Policy, plan: Callable[[Request], Plan]) -> None:
-        """Take the policy that the reward reads, and how the system would plan a request."""
+    def bind(self, policy: Policy | None, plan: Callable[[Request], Plan]) -> None:
+        """Take the policy that the reward reads, and how the system would plan a request. There is a policy for
+        one that needs `model.weights`, or what training made."""
 
     def content(self, request: Request, state: UserState) -> object:
         """Plain data on which, beside its settings and the policy, the scores for a request depend."""

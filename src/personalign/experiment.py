@@ -141,14 +141,14 @@ class Experiment:
         """Run the stages in their order, from the base on; each writes adapters and heads by name into the policy."""
         teacher = self._teacher(system)
         data = Told(teacher.data, told) if told else teacher.data
-        system.policy.reset()
+        system.reset()
         training = {}
         for name, stage in system.stages.items():
             teacher.learned()
             if "pairs" in stage.needs:
                 teacher.recall([pair.request for pair in data.pairs("train")])
             stage.bind(teacher.guidance(), teacher.recalled)
-            training[name] = dict(stage.fit(system.policy, data, teacher.render, self._fitting()))
+            training[name] = dict(stage.fit(system.policy.learner, data, teacher.render, self._fitting()))
         system.learned()
         return training
 

@@ -118,14 +118,20 @@ def true_scores(system: System, asked: Sequence[tuple[Request, Sequence[str]]]) 
     return found
 
 
-def base_nll(system: System, answered: Sequence[tuple[Request, Response]]) -> list[float]:
-    """-log p(answer | plain prompt) under the base without any adapter, end of text included; in nats."""
+def base_nll(system: System, answered: Sequence[tuple[Request, Response]]) -> list[float | None]:
+    """-log p(answer | plain prompt) under the base without any adapter, end of text included; in nats. None where the
+    model is elsewhere."""
+    if system.remote is not None:
+        return [None] * len(answered)
     readings = [Reading(request.id, base_plan(request), response.tokens) for request, response in answered]
     return [-value for value in score_readings(system.policy, readings, "fluency")]
 
 
 def choice_scores(system: System, requests: Sequence[Request]) -> list[tuple[ChoiceScore, ...]]:
-    """What the system's plan makes of every choice of each request; () for a request without choices."""
+    """What the system's plan makes of every choice of each request; () for a request without choices, and where the
+    model is elsewhere."""
+    if system.remote is not None:
+        return [()] * len(requests)
     texts = [[tuple(system.policy.encode_answer(text)[:-1]) for text in request.choices] for request in requests]
     plans = [system.plan(request) if some else None for request, some in zip(requests, texts, strict=True)]
     readings = [

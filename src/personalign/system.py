@@ -30,9 +30,23 @@ from personalign.contracts import (
     UserError,
 )
 from personalign.decoding.decoder import Decoder
+from personalign.decoding.remote import RemoteDecoder
 from personalign.decoding.rows import Job
+from personalign.policy.loading import Remote
 from personalign.policy.policy import Policy
-from personalign.types import Chat, Event, Messages, Plan, Request, Response, Sampling, Score, Stream, UserState
+from personalign.types import (
+    Chat,
+    Event,
+    Messages,
+    Plan,
+    PolicySpec,
+    Request,
+    Response,
+    Sampling,
+    Score,
+    Stream,
+    UserState,
+)
 
 _loaded: dict[str, Policy] = {}
 
@@ -40,14 +54,25 @@ _loaded: dict[str, Policy] = {}
 def load_policy(cfg: DictConfig) -> Policy:
     """The base policy of a composition; the last one stays loaded, so that a sweep reads its model once."""
     model = OmegaConf.to_container(cfg.model, resolve=True)
-    key = str((model, cfg.precision, cfg.paths.cache))
+    further = further_model(cfg)
+    key = str((model, further, cfg.precision, cfg.paths.cache))
     if key not in _loaded:
         _loaded.clear()
-        _loaded[key] = build(cfg.model).build(Path(cfg.paths.cache).expanduser(), cfg.precision)
+        cache = Path(cfg.paths.cache).expanduser()
+        _loaded[key] = build(cfg.model).build(cache, cfg.precision)
+        if further is not None:
+            _loaded[key].add_guest("guide", build(further).build(cache, cfg.precision))
     policy = _loaded[key]
     policy.reset()
-    policy.model.to(_device(cfg.trainer.accelerator))
+    for one in (policy, policy.learner):
+        one.model.to(_device(cfg.trainer.accelerator))
     return policy
+
+
+def further_model(cfg: DictConfig) -> dict[str, Any] | None:
+    """What `guide_model` names, if anything; runs of before it have no such key."""
+    node = cfg.get("guide_model")
+    return None if node is None or node._target_ is None else cast(dict[str, Any], OmegaConf.to_container(node))
 
 
 def _device(accelerator: str) -> torch.device:
@@ -83,16 +108,33 @@ class System:
         self.query: Query | None = build(cfg.query)
         self.evaluation: Evaluation = build(cfg.evaluation)
         self._policy = policy
+        model = build(cfg.model)
+        self.remote = model.endpoint if isinstance(model, Remote) else None  # who answers where there is no policy
         self._states: dict[str, UserState] = {}
         self.round = 0  # of feedback: how often users have been asked
         self.clock: dict[str, float] = {}  # when those who are asked act next
 
     @property
     def policy(self) -> Policy:
-        """Loaded when something first needs it."""
+        """Loaded when something first needs it. Raises UserError where the model is elsewhere."""
+        if self.remote is not None:
+            raise UserError("the weights of model=endpoint are elsewhere: choose a model that is here (model=hf)")
         if self._policy is None:
             self._policy = load_policy(self.cfg)
         return self._policy
+
+    @property
+    def reader(self) -> Policy | None:
+        """The policy for parts that read one; None where the model is elsewhere."""
+        return None if self.remote is not None else self.policy
+
+    def reset(self) -> None:
+        """Back to the base, before training."""
+        if self.reader is not None:
+            self.reader.reset()
+
+    def _spec(self, user: str) -> PolicySpec:
+        return PolicySpec() if self.reader is None else self.reader.for_user(user)
 
     def prepare(self) -> None:
         """Tie the parts together and let memory take in every user's history."""
@@ -126,14 +168,15 @@ class System:
         self._states.clear()
         for reward in (self.guide, self.truth, self.universal):
             if reward is not None:
-                reward.bind(self.policy, self.plan)
+                reward.bind(self.reader, self.plan)
 
     def recall(self, requests: Sequence[Request]) -> None:
         """Recall for many requests at once what `state` then gives: a memory that runs a network batches them."""
         asked = list({r.id: r for r in requests if r.id not in self._states}.values())
         if asked:
             coming = [self.now(request) for request in asked]
-            recalled = [memory.recall_all(coming, self.policy) for memory in self.memory]
+            reader = None if self.reader is None else self.reader.learner
+            recalled = [memory.recall_all(coming, reader) for memory in self.memory]
             for i, request in enumerate(asked):
                 self._states[request.id] = self._merged([states[i] for states in recalled])
 
@@ -203,17 +246,17 @@ class System:
 
     def plan(self, request: Request) -> Plan:
         """The plan of a request, shaped by the boundary, with the configured sampling."""
-        plan = self.generation.plan(request, self.state(request), self.policy.for_user(request.user))
+        plan = self.generation.plan(request, self.state(request), self._spec(request.user))
         return replace(self.boundary.shape(plan), sampling=self.sampling)
 
     def first(self, request: Request) -> Plan:
         """The plan of the first step on the way to an answer, shaped and drawn as `plan` is."""
-        plan = self.generation.first(request, self.state(request), self.policy.for_user(request.user))
+        plan = self.generation.first(request, self.state(request), self._spec(request.user))
         return replace(self.boundary.shape(plan), sampling=self.sampling)
 
     def next(self, request: Request, responses: Sequence[Response]) -> Plan | None:
         """The plan of a further step of one sample, shaped and drawn as the first; None when its answer stands."""
-        spec = self.policy.for_user(request.user)
+        spec = self._spec(request.user)
         plan = self.generation.next(request, self.state(request), responses, spec)
         return None if plan is None else replace(self.boundary.shape(plan), sampling=replace(self.sampling, n=1))
 
@@ -226,8 +269,10 @@ class System:
             texts[response.request].append(response.text)
         return [texts[r.id] for r in requests]
 
-    def decoder(self) -> Decoder:
+    def decoder(self) -> Decoder | RemoteDecoder:
         decoding = self.cfg.decoding
+        if self.remote is not None:
+            return RemoteDecoder(self.remote, decoding.batch_size)
         budget = decoding.token_budget if decoding.grouping == "continuous" else None
         return Decoder(self.policy, decoding.batch_size, budget, decoding.prefix_tokens)
 

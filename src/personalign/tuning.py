@@ -110,9 +110,12 @@ class Tuning:
         return self.system.evaluation.average(values, "higher")
 
     def _perplexity(self, answered: Answered) -> float | None:
-        """Under the untouched base: the geometric mean over users of each one's; None where no answer has a token."""
+        """Under the untouched base: the geometric mean over users of each one's; None where no answer has a token, or the
+        base is elsewhere."""
         sums: dict[str, tuple[float, int]] = {}
         for (request, response), nll in zip(answered, base_nll(self.system, answered), strict=True):
+            if nll is None:
+                return None
             above, below = sums.get(request.user, (0.0, 0))
             sums[request.user] = above + nll, below + len(response.tokens)
         each = [above / below for above, below in sums.values() if below]

@@ -203,6 +203,9 @@ class Value:
 class Stream:
     """One source of scores over the base vocabulary, with its coefficient in the plan: log-probabilities, or values.
 
+    `model` names a further model of the policy that is the source (see `PolicySpec.model`); None is the base. Its
+    tokens may be others: it speaks on the candidates alone, and never is their stream.
+
     `deltas` names the adapters and steering vectors that are added to the base, with coefficients; () is the base.
     `head` names a map of the last hidden state that is applied before the vocabulary (PAD's value head), or is a
     `Value`, which stands in the vocabulary's place. `merge` says how several adapters act as one: by
@@ -214,10 +217,11 @@ class Stream:
     deltas: Deltas = ()
     head: str | Value | None = None
     merge: Merge = "products"
+    model: str | None = None
 
     @property
-    def source(self) -> tuple[tuple[Segment, ...], Deltas, str | Value | None, Merge]:
-        return (self.prompt, self.deltas, self.head, self.merge)
+    def source(self) -> tuple[tuple[Segment, ...], Deltas, str | Value | None, Merge, str | None]:
+        return (self.prompt, self.deltas, self.head, self.merge, self.model)
 
     @property
     def valued(self) -> bool:
@@ -294,7 +298,7 @@ class Plan:
         for stream in self.streams:
             weights[stream.source] = weights.get(stream.source, 0.0) + stream.weight
         kept = [key for key, weight in weights.items() if weight != 0.0 or key == read]
-        streams = tuple(Stream(p, weights[(p, d, h, m)], d, h, m) for p, d, h, m in kept)
+        streams = tuple(Stream(key[0], weights[key], *key[1:]) for key in kept)
         return replace(self, streams=streams, candidates=replace(self.candidates, stream=kept.index(read)))
 
 
@@ -376,7 +380,7 @@ class PolicySpec:
     `aligned` is what training made of the base, as deltas; the last of them, `own`, are this user's alone. `features`
     maps a dimension to the deltas of its successor feature log pihat_k (PAD, eq. 8), `vectors` to those of its steering
     vector; `corrector` makes better answers of drafts (Aligner); `heads` are names, and `raters` those that a `Value`
-    may read.
+    may read. All of these are of the further model that `model` names, where there is one, and of the base else.
     """
 
     aligned: Deltas = ()
@@ -387,6 +391,7 @@ class PolicySpec:
     heads: tuple[str, ...] = ()
     vectors: Mapping[str, Deltas] = field(default_factory=dict)
     raters: Mapping[str, Rater] = field(default_factory=dict)
+    model: str | None = None
 
 
 def last_user_text(messages: Sequence[Message]) -> str:
@@ -408,9 +413,9 @@ class Judged:
     """One answer with all that was measured on it; the input of evaluation.
 
     `base_nll` is the summed negative log-probability of the answer's tokens under the untouched base model on
-    the plain prompt, in nats over `base_tokens` tokens (fluency). `stance` is the user's true one, where known.
-    `universal` are its universal values, and `best` is the largest true reward among all the samples it was chosen
-    from, where these are asked for.
+    the plain prompt, in nats over `base_tokens` tokens (fluency); None where they are not known. `stance` is the
+    user's true one, where known. `universal` are its universal values, and `best` is the largest true reward among all
+    the samples it was chosen from, where these are asked for.
     The response's cost is that of all samples and steps which were made for it.
     `choices` are the scores of the request's choices, in their order.
     """
@@ -422,7 +427,7 @@ class Judged:
     guide: Score | None = None
     universal: Score | None = None
     best: float | None = None
-    base_nll: float = 0.0
+    base_nll: float | None = 0.0
     base_tokens: int = 0
     choices: tuple[ChoiceScore, ...] = ()
 

@@ -5,23 +5,15 @@ The independent opinion is that of the same model, asked in this process by tran
 
 from __future__ import annotations
 
-import os
-import re
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from serving import Served
 
 from personalign.contracts import UserError
-from personalign.policy.assets import model_dir
 from personalign.reward.judge import Judge, PairwiseJudge
 from personalign.types import Message, Request, UserState
 
@@ -39,58 +31,6 @@ Say "Verdict: {first}"."""
 FIRST = """{user} {request} {first} {second}
 Say "Verdict: first" if this is good, and "Verdict: second" if it is bad. ({verdicts})"""
 TOKENS = 24  # of a reply, at most
-
-
-class Served:
-    """A server in a process of its own, whose log tells what it was asked."""
-
-    def __init__(self, folder: Path, log: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.folder, self.log = folder, log
-        self.url = f"http://127.0.0.1:{port}/v1"
-        words = ["serve", folder, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
-        alone = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
-        with open(log, "wb") as stream:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "transformers.cli.transformers", *words],
-                env={**os.environ, **alone},
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-            )
-
-    def wait(self, seconds: float = 240) -> None:
-        """Until it answers; it listens when the model is loaded."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and self.process.poll() is None:
-            with suppress(OSError), urllib.request.urlopen(self.url.replace("/v1", "/health"), timeout=5):
-                return
-            time.sleep(0.2)
-        pytest.fail(f"the server did not start:\n{self.log.read_text()[-3000:]}")
-
-    def asked(self) -> int:
-        """How many questions it has been sent."""
-        return len(re.findall(r'"POST /v1/chat/completions HTTP', self.log.read_text()))
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    from transformers.utils.import_utils import is_serve_available
-
-    if not is_serve_available():
-        pytest.skip("transformers serve needs fastapi, uvicorn and openai: pip install 'transformers[serving]'")
-    try:
-        folder = model_dir("smollm2", Path(os.environ.get("PERSONALIGN_CACHE", "~/.cache/personalign")).expanduser())
-    except UserError as error:
-        pytest.skip(str(error))
-    made = Served(folder, tmp_path_factory.mktemp("served") / "log")
-    try:
-        made.wait()
-        yield made
-    finally:
-        made.process.kill()
-        made.process.wait()
 
 
 @pytest.fixture(scope="module")

@@ -167,7 +167,7 @@ def recompose(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         if key in anew or key in OVERLAYS:
             values.pop(group.slot, None)
         else:
-            kept = choices[group.slot]
+            kept = choices.get(group.slot, group.default)  # a run may be older than a group
             defaults.append({f"override /{key}": (kept or ["none"]) if isinstance(kept, list) else kept})
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "earlier.yaml"

@@ -27,6 +27,8 @@ def identity(cfg: DictConfig) -> str:
     kept = {key: _plain(tree.get(key), key, str(tree["paths"]["cache"])) for key in DETERMINING}
     if tree["source"] is not None:
         kept["source"] = Path(tree["source"]).name  # a run's folder is named by its own identity
+    if (tree.get("guide_model") or {}).get("_target_") is not None:
+        kept["guide_model"] = _plain(tree["guide_model"], "", str(tree["paths"]["cache"]))
     if tree["memory_budget"] is not None:
         kept["memory_budget"] = tree["memory_budget"]
     if tree["tune"]["strengths"]:

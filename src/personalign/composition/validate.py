@@ -16,13 +16,16 @@ from personalign.contracts import UserError
 Step = tuple[str, str, ClassView]
 
 # The way of a user's event. Data, model and the true reward are there together, before anything else. The other
-# rewards, and memory that reads the trained policy, are there as soon as their own needs are met.
+# rewards, and memory that reads the trained policy, are there as soon as their own needs are met. A further model
+# needs a generation that lets it speak, and is a guide as it is, before any training.
 TOGETHER = ("data", "model", "truth")
-WAY = (*TOGETHER, "memory", "alignment", "generation", "boundary", "feedback", "query", "evaluation")
+WAY = (*TOGETHER, "guide_model", "memory", "alignment", "generation", "boundary", "feedback", "query", "evaluation")
 LATE = ("guide", "universal")
 MEMORY = "memory"
-# Alignment trains on the prompts that generation renders, so what these hold is there before.
+WEIGHTS = "model.weights"
+# Alignment trains on the prompts that generation renders, so what these hold, and how it plans, is there before.
 PROMPT = "prompt."
+PLANNED = (PROMPT, "plan.")
 TRAINER_KEYS = {"strategy", "devices", "num_nodes", "zero_stage"}
 
 
@@ -42,7 +45,13 @@ def problems(cfg: DictConfig | Mapping[str, Any]) -> list[str]:
 def illegal(tree: Mapping[str, Any]) -> list[str]:
     """The needs that nothing earlier on the way provides, each with the choices that would."""
     steps = _steps(tree)
-    return [*_devices(tree), *_rounds(tree, steps), *_tuning(tree), *_unmet(steps, tree.get("source") is not None)]
+    return [
+        *_devices(tree),
+        *_rounds(tree, steps),
+        *_tuning(tree),
+        *_model(tree, steps),
+        *_unmet(steps, tree.get("source") is not None),
+    ]
 
 
 def _steps(tree: Mapping[str, Any]) -> list[Step]:
@@ -61,6 +70,8 @@ def _steps(tree: Mapping[str, Any]) -> list[Step]:
 
 
 def _gives(slot: str, seen: ClassView | PartView) -> set[str]:
+    if slot == "guide_model":
+        return set()
     return {*seen.provides, *([f"reward.{slot}"] if slots()[slot].folder == "reward" else [])}
 
 
@@ -70,6 +81,8 @@ def _needs(slot: str, seen: ClassView) -> list[str]:
         return [need for need in seen.needs if not need.startswith("state.")]
     if slot == "truth":
         return list(dict.fromkeys("truth" if need.startswith("state.") else need for need in seen.needs))
+    if slot == "guide_model":
+        return ["plan.guide_model"]
     return list(seen.needs)
 
 
@@ -78,7 +91,7 @@ def _unmet(steps: list[Step], sourced: bool) -> list[str]:
     waiting = [step for step in steps if step[0] in LATE]
     way = [step for step in steps if step[0] not in LATE]
     given = {
-        name for slot, _, seen in way for name in _gives(slot, seen) if slot in TOGETHER or name.startswith(PROMPT)
+        name for slot, _, seen in way for name in _gives(slot, seen) if slot in TOGETHER or name.startswith(PLANNED)
     }
     given |= {need for _, _, seen in way for need in seen.needs if sourced and need.startswith(PROMPT)}
     lacking: list[tuple[Step, str]] = []
@@ -90,6 +103,8 @@ def _unmet(steps: list[Step], sourced: bool) -> list[str]:
             continue
         lacking += [(step, need) for need in needs]
         given |= _gives(step[0], step[2])
+        if step[0] == "guide_model":
+            given.add("policy.aligned")
     stuck = _join(waiting, given)
     promised = {name for step in stuck for name in _gives(step[0], step[2])}
     lacking = [(step, need) for step, need in lacking if need not in promised]
@@ -127,7 +142,7 @@ def _known(stamp: object) -> list[PartView]:
 def _providers(slot: str, need: str) -> list[str]:
     """What to add or use, among the groups that come no later than `slot`, or anywhere if `slot` may wait."""
     order = WAY if slot in (*LATE, MEMORY) else WAY[: max(WAY.index(slot) + 1, len(TOGETHER))]
-    order = (*order, "generation") if need.startswith(PROMPT) else order
+    order = (*order, "generation") if need.startswith(PLANNED) else order
     able = [g for s, g in slots().items() if s in (*order, *LATE) and (s != slot or g.many)]
     found: dict[str, list[str]] = {}
     for part in _known(stamp()):
@@ -169,6 +184,24 @@ def _tuning(tree: Mapping[str, Any]) -> list[str]:
     judge = tree.get(str(tune.get("by")))
     if not (isinstance(judge, Mapping) and judge.get("_target_")):
         found.append(f"tune.by={tune.get('by')} needs reward.{tune.get('by')}: choose reward@{tune.get('by')}")
+    return found
+
+
+def _model(tree: Mapping[str, Any], steps: list[Step]) -> list[str]:
+    """Somebody answers; where the model is elsewhere nothing is trained, guided or counted in its tokens."""
+    node, key = tree.get("model"), "model@guide_model"
+    if isinstance(node, Mapping) and node.get("_target_", "") is None:
+        return [f"model=none: nobody would answer: {' or '.join(_providers(MEMORY, 'model'))}"]
+    far = {slot: name for slot, name, seen in steps if "model" in seen.provides and WEIGHTS not in seen.provides}
+    found = [f"{key}={far['guide_model']}: a guide needs its weights here"] if "guide_model" in far else []
+    if "model" in far:
+        lacking = [f"{slots()[slot].key}={name}" for slot, name, _ in steps if slot in ("alignment", "guide_model")]
+        lacking += [f"memory_budget={tree['memory_budget']}"] if tree.get("memory_budget") is not None else []
+        tune = tree.get("tune")
+        if isinstance(tune, Mapping) and tune.get("strengths") and tune.get("perplexity") is not None:
+            lacking += [f"tune.perplexity={tune['perplexity']}"]
+        remedy = " or ".join(_providers(MEMORY, WEIGHTS))
+        found += [f"{what} needs {WEIGHTS}, which model={far['model']} has elsewhere: {remedy}" for what in lacking]
     return found
 
 

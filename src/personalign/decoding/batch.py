@@ -18,6 +18,7 @@ from torch import Tensor
 from personalign.decoding import rows as layout
 from personalign.decoding.blame import blamed
 from personalign.decoding.divergence import optimum
+from personalign.decoding.guests import Guests
 from personalign.decoding.leaves import Leaves
 from personalign.decoding.prefill import prefill
 from personalign.decoding.prefixes import Prefixes
@@ -39,6 +40,7 @@ class Batch:
         self.policy, self.prefixes = policy, prefixes
         self.alive = list(answers)
         self.plan = answers[0].job.plan
+        self.guests = Guests(policy, answers)
         rows = _rows(answers)
         self.rows = [rows[i] for i in layout.order(rows)]
         self.trunk = Trunk(_depth(policy, rows) if depth is None else depth)
@@ -69,6 +71,7 @@ class Batch:
         keep = [i for i, row in enumerate(self.rows) if not row.answer.stop]
         if len(keep) == len(self.rows):
             return
+        self.guests.leave()
         trunk = self._index(i for i, (answer, _) in enumerate(self._texts()) if not answer.stop)
         self.rows = [self.rows[i] for i in keep]
         start = self.cache.get_seq_length() - max(row.used for row in self.rows)
@@ -88,6 +91,7 @@ class Batch:
         return ended
 
     def _take_in(self, other: Batch) -> None:
+        self.guests.take_in(other.guests)
         rows, texts = [*self.rows, *other.rows], [*self._texts(), *other._texts()]
         order = layout.order(rows)
         self.rows, self.alive = [rows[i] for i in order], self.alive + other.alive
@@ -195,7 +199,9 @@ class Batch:
             if not speaking:
                 return best, candidates
             scores = best * self.weights[self.reads, None]
-            return scores.index_add_(0, self.owner[self.guides], self._guided(hidden, candidates)), candidates
+            scores.index_add_(0, self.owner[self.guides], self._guided(hidden, candidates))
+            self.guests.speak(scores, self.seated, candidates)
+            return scores, candidates
         scores = read * self.weights[self.reads, None] if speaking else read
         if speaking and len(self.guides):
             guided = self.policy.logits(hidden[self.guides]) * self.weights[self.guides, None]

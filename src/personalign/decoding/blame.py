@@ -38,6 +38,7 @@ def described(stream: Stream) -> str:
     """What a stream gives, in words: what its prompt is made of, and the adapters and head that read it."""
     prompt = " and ".join(type(segment).__name__.lower() for segment in stream.prompt)
     who = " + ".join(f"{weight:g} x {name}" for name, weight in stream.deltas) or "the base"
+    who += f" of model {stream.model}" if stream.model else ""
     if isinstance(stream.head, Value):
         return f"the values that head {stream.head.head!r} reads in {who} on a {prompt} prompt"
     head = f" through head {stream.head!r}" if stream.head else ""
@@ -60,7 +61,11 @@ def _finite(policy: Policy, plan: Plan, stream: Stream, tokens: Sequence[int]) -
 
 
 def _logits(policy: Policy, stream: Stream, tokens: Sequence[int]) -> Tensor:
-    ids = torch.tensor([[*prompt_ids(policy, stream), *tokens]])
+    answer = tuple(tokens)
+    if stream.model is not None:
+        answer = policy.guests[stream.model].covering.own(answer)
+        policy = policy.speaker(stream.model)
+    ids = torch.tensor([[*prompt_ids(policy, stream), *answer]])
     with policy.using(policy.deltas_of(stream)):
         states = policy.hidden(**policy.inputs(ids), use_cache=False)[0, -1]
     return policy.logits(states if stream.head is None else policy.heads[str(stream.head)](states))

@@ -19,8 +19,9 @@ class Decoder:
     Args:
         policy: what the streams name; its routing belongs to the decoder while it runs.
         batch_size: answers of a group, which are decoded side by side until the last one has ended.
-        token_budget: tokens of cache, rows x columns, of all that is in flight. With it a group is one job, and the
-            next ones enter as others leave: answers are those of any other order up to rounding.
+        token_budget: tokens of cache, rows x columns, of all that is in flight, without those of further models. With
+            it a group is one job, and the next ones enter as others leave: answers are those of any other order up to
+            rounding.
         prefix_tokens: tokens of cache that are kept of the beginnings which prompts share (see `prefixes`), for groups
             to come; 0 shares them within a group alone, and without it every prompt is fed whole.
     """

@@ -123,6 +123,7 @@ class Flow:
     def _check(self, job: Job) -> None:
         """Raise UserError where a job does not fit by itself."""
         rows = layout.rows_of(self.policy, Answer(job, []))
+        layout.guests_of(self.policy, Answer(job, []))
         if not self._fits(rows):
             raise UserError(
                 f"request {job.request!r} may need {layout.cells(rows)} tokens of cache, in {len(rows)} rows, and "

@@ -39,9 +39,11 @@ def cut(policy: Policy, jobs: Sequence[Job]) -> list[Job]:
     asked: list[list[bytes]] = []
     readers: dict[bytes, set[Deltas]] = {}
     for job in jobs:
-        ids = {stream.prompt: _packed(prompt_ids(policy, stream)) for stream in job.plan.streams}
-        asked.append([ids[stream.prompt] for stream in job.plan.streams])
-        for text, stream in zip(asked[-1], job.plan.streams, strict=True):
+        ours = [stream for stream in job.plan.streams if stream.model is None]
+        ids = {stream.prompt: _packed(prompt_ids(policy, stream)) for stream in ours}
+        asked.append([b"" if stream.model else ids[stream.prompt] for stream in job.plan.streams])
+        for stream in ours:
+            text = ids[stream.prompt]
             readers.setdefault(text, set()).add(policy.deltas_of(stream))
     alike: dict[frozenset[Deltas], list[bytes]] = {}
     for text, deltas in readers.items():

@@ -50,7 +50,8 @@ class Queue:
     def _responses(self, answer: Answer) -> Iterator[Response]:
         """The answer as it is given to each who asked for it."""
         new = len(answer.tokens)
-        fed = sum(len(row.source.ids) + answer.fed + answer.dropped for row in answer.rows)
+        fed = answer.fed_guests
+        fed += sum(len(row.source.ids) + answer.fed + answer.dropped for row in answer.rows)
         text = self.policy.decode(answer.tokens)
         for i, (job, sample) in enumerate(answer.given):
             reused = fed if i else answer.reused

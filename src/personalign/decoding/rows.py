@@ -62,6 +62,8 @@ class Answer:
     job: Job
     given: list[tuple[Job, int]]
     rows: list[Row] = field(default_factory=list)
+    guests: list[GuestRow] = field(default_factory=list)
+    fed_guests: int = 0
     generator: torch.Generator = field(init=False, repr=False)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -79,6 +81,7 @@ class Answer:
             seed = derive(job.plan.sampling.seed, job.request, str(job.first + sample))
             self.generator = torch.Generator().manual_seed(seed)
             self.rows = rows_of(policy, self)
+            self.guests = guests_of(policy, self)
         return self.rows
 
     @property
@@ -122,6 +125,17 @@ class Row:
         return len(self.source.ids) + self.answer.fed
 
 
+@dataclass(frozen=True, slots=True)
+class GuestRow:
+    """One stream of one answer that the further model `model` reads, with its weight in the score."""
+
+    answer: Answer
+    model: str
+    source: Source
+    weight: float
+    head: str | None
+
+
 def prompt_ids(policy: Policy, stream: Stream) -> tuple[int, ...]:
     """Token ids of a stream's prompt; those of soft tokens are below zero."""
     return tuple(chain.from_iterable(_ids(policy, segment) for segment in stream.prompt))
@@ -145,13 +159,16 @@ def check_length(policy: Policy, request: str, prompt: int, new: int) -> None:
 
 
 def rows_of(policy: Policy, answer: Answer) -> list[Row]:
-    """The rows of an answer, one per stream of its (simplified) plan; values are read in a row that is there anyway."""
+    """The rows of an answer, one per stream of its (simplified) plan that the base reads; values are read in a row that
+    is there anyway."""
     plan = answer.job.plan
-    prompts = {stream.prompt: prompt_ids(policy, stream) for stream in plan.streams}
+    prompts = {stream.prompt: prompt_ids(policy, stream) for stream in plan.streams if stream.model is None}
     rows: list[Row] = []
     values: dict[Source, list[tuple[float, Value]]] = {}
     cuts = answer.job.cuts or (0,) * len(plan.streams)
     for i, (stream, cut) in enumerate(zip(plan.streams, cuts, strict=True)):
+        if stream.model is not None:
+            continue
         source = Source(prompts[stream.prompt], policy.deltas_of(stream), cut)
         check_length(policy, answer.job.request, len(source.ids), answer.limit)
         if isinstance(stream.head, Value):
@@ -169,6 +186,28 @@ def columns(rows: Sequence[Row]) -> int:
     return max(row.used + row.answer.room for row in rows)
 
 
+def guests_of(policy: Policy, answer: Answer) -> list[GuestRow]:
+    """The rows of an answer that further models read. Raises UserError where they would have to know more tokens
+    than the candidates, or a prompt leaves no room."""
+    plan, name = answer.job.plan, answer.job.request
+    found = []
+    for stream in plan.streams:
+        if stream.model is None:
+            continue
+        if plan.candidates.rule != "top_k" or plan.combine != "log_linear" or plan.echo:
+            raise UserError(
+                f"request {name!r}: model {stream.model} has tokens of its own, and can speak only on the k likeliest "
+                "tokens of the base, in a log-linear plan: use generation=pad, pad_scalar or pad_released"
+            )
+        guest = policy.speaker(stream.model)
+        ids = prompt_ids(guest, stream)
+        check_length(guest, name, len(ids), answer.limit)
+        assert not isinstance(stream.head, Value), "values are read by the base"
+        source = Source(ids, guest.deltas_of(stream))
+        found.append(GuestRow(answer, stream.model, source, stream.weight, stream.head))
+    return found
+
+
 def cells(rows: Sequence[Row]) -> int:
     """Tokens of cache that these rows side by side can come to take."""
     return len(rows) * columns(rows)
@@ -181,7 +220,7 @@ def kind(plan: Plan) -> object:
     return plan.valued, replace(plan, streams=(), candidates=replace(plan.candidates, stream=0), sampling=sampling)
 
 
-def order(rows: Sequence[Row]) -> list[int]:
+def order(rows: Sequence[Row | GuestRow]) -> list[int]:
     """The numbers of base rows first, then adapter by adapter, so that each adapter's rows are one slice."""
     return sorted(range(len(rows)), key=lambda i: _by_adapter(rows[i].source))
 

@@ -17,8 +17,8 @@ from personalign.policy.reference import sequence_logprobs
 from personalign.policy.reward_heads import check_rates, sequence_values
 from personalign.types import Deltas, Plan, Value
 
-# Who reads: the deltas and the head, or the value, of a stream.
-_Reader = tuple[Deltas, str | Value | None]
+# Who reads: the deltas, the head or the value, and the model of a stream.
+_Reader = tuple[Deltas, str | Value | None, str | None]
 _Term = tuple[float, _Reader, Branches]
 
 
@@ -36,7 +36,7 @@ def score_readings(
 ) -> list[float]:
     """sum_j c_j sum_t log p_j(y_t | prompt_j, y_<t) of every reading, in nats, with the values of all y_<=t of streams
     that are `valued`; of a plan that is not log-linear, or has an echo, sum_t log p(y_t | y_<t) over the whole
-    vocabulary.
+    vocabulary. A further model reads the answer's text as its own tokenizer cuts it.
 
     What several readings share (a prompt and an answer under the same deltas and head) is computed once, and not
     at all where `cache` has it from another run. `description` is for the progress.
@@ -46,12 +46,13 @@ def score_readings(
     for _, reader, row in (term for some in terms for term in some):
         wanted.setdefault(reader, {})[row] = None
     values: dict[tuple[_Reader, Branches], float] = {}
-    for (deltas, head), rows in wanted.items():
+    for reader, rows in wanted.items():
+        deltas, head, model = reader
         if isinstance(head, Value):
             sums = sequence_values(policy, list(rows), deltas, head, description)
         else:
-            sums = sequence_logprobs(policy, list(rows), deltas, cache, description, head)
-        values |= {((deltas, head), row): value for row, value in zip(rows, sums[:, 0].tolist(), strict=True)}
+            sums = sequence_logprobs(policy.speaker(model), list(rows), deltas, cache, description, head)
+        values |= {(reader, row): value for row, value in zip(rows, sums[:, 0].tolist(), strict=True)}
     return [
         sum(weight * values[reader, row] for weight, reader, row in some)
         if _is_a_sum(reading.plan)
@@ -103,9 +104,13 @@ def _terms(policy: Policy, reading: Reading) -> list[_Term]:
     terms = []
     for stream in reading.plan.simplified().streams:
         if stream.weight and reading.answer:
-            prompt = prompt_ids(policy, stream)
-            check_length(policy, reading.name, len(prompt), len(reading.answer))
+            reader, answer = policy.speaker(stream.model), reading.answer
+            if stream.model is not None:
+                answer = policy.guests[stream.model].covering.own(answer)
+            prompt = prompt_ids(reader, stream)
+            check_length(reader, reading.name, len(prompt), len(answer))
             if isinstance(stream.head, Value):
-                check_rates(policy, stream.head)
-            terms.append((stream.weight, (policy.deltas_of(stream), stream.head), Branches(prompt, (reading.answer,))))
+                check_rates(reader, stream.head)
+            row = Branches(prompt, (answer,))
+            terms.append((stream.weight, (reader.deltas_of(stream), stream.head, stream.model), row))
     return terms

@@ -163,10 +163,12 @@ class Standard(Evaluation):
         yield "words", self._mean([(u, float(len(text.words(t)))) for u, t in zip(users, texts, strict=True)])
 
     def _ends_and_costs(self, answers: Sequence[Judged]) -> Iterator[tuple[str, metrics.ByUser]]:
-        users, costs = [a.request.user for a in answers], [a.response.cost for a in answers]
+        # Answers of a model that is elsewhere come without tokens, in a time that is not the model's own.
+        read = [(a, a.base_nll) for a in answers if a.base_nll is not None]
+        users, costs = [a.request.user for a, _ in read], [a.response.cost for a, _ in read]
         perplexity = metrics.Perplexity(self.how, sync_on_compute=False)
-        tokens = [a.base_tokens for a in answers]
-        perplexity.update(users, [a.base_nll for a in answers], tokens)
+        tokens = [a.base_tokens for a, _ in read]
+        perplexity.update(users, [nll for _, nll in read], tokens)
         speed = metrics.UserRatio(self.how, sync_on_compute=False)
         speed.update(users, tokens, [c.seconds for c in costs])
         work = metrics.UserRatio(self.how, sync_on_compute=False)
@@ -188,7 +190,7 @@ class Standard(Evaluation):
 def _check(answers: Sequence[Judged], pairs: Sequence[JudgedPair], calibration: Sequence[Calibration]) -> None:
     for a in answers:
         where = f"request {a.request.id!r} of user {a.request.user!r}, sample {a.response.sample}"
-        _finite(f"the base's log-probability of the answer to {where}", a.base_nll)
+        _finite(f"the base's log-probability of the answer to {where}", a.base_nll or 0.0)
         _finite(f"the time of the answer to {where}", a.response.cost.seconds)
         for choice, score in zip(a.request.choices, a.choices, strict=False):
             _finite(f"the log-probability of the choice {choice!r} of {where}", score.logprob)

@@ -21,7 +21,7 @@ class ContextSteering(Generation):
     a cut token gives inf - inf. A user without a profile is asked plainly.
     """
 
-    needs = ("state.profile",)
+    needs = ("state.profile", "model.weights")
     provides = ()
     paper = "arXiv 2405.01768 (CoS); arXiv 2401.11458 (Linear Alignment)"
     node = "alignment through feedback / inference-time / reward-guided decoding"
@@ -49,7 +49,7 @@ class OPAD(ContextSteering):
     second; here it is there.
     """
 
-    needs = ("state.profile",)
+    needs = ("state.profile", "model.weights")
     provides = ()
     paper = "arXiv 2502.14204 (OPAD); its released code"
     node = "alignment through feedback / inference-time / reward-guided decoding"
@@ -69,7 +69,7 @@ class Amulet(ContextSteering):
     iterations, which then are what bounds it. Raises UserError where it is beyond floating point.
     """
 
-    needs = ("state.profile",)
+    needs = ("state.profile", "model.weights")
     provides = ()
     paper = "arXiv 2502.19148; its released code (commit 9d607f0)"
     node = "alignment through feedback / inference-time / reward-guided decoding"

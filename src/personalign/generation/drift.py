@@ -18,7 +18,7 @@ class Drift(Generation):
     dimension without a prompt.
     """
 
-    needs = ("state.stance",)
+    needs = ("state.stance", "model.weights")
     provides = ()
     paper = "arXiv 2502.14289 (Drift)"
     node = "alignment through feedback / inference-time / prediction ensemble"

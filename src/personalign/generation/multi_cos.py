@@ -16,7 +16,7 @@ class MultiCoS(Generation):
     candidate. A user of whom nothing is recalled is asked plainly.
     """
 
-    needs = ("state.snippets",)
+    needs = ("state.snippets", "model.weights")
     provides = ()
     paper = "arXiv 2405.01768 (CoS, several contexts)"
     node = "alignment through feedback / inference-time / reward-guided decoding"

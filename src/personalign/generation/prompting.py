@@ -20,8 +20,10 @@ class Prompted(Generation):
         return Plan((stream(self.render(request, state), deltas=spec.aligned),))
 
 
-def stream(prompt: Messages, weight: float = 1.0, deltas: Deltas = (), head: str | None = None) -> Stream:
-    return Stream((Chat(prompt),), weight, deltas, head)
+def stream(
+    prompt: Messages, weight: float = 1.0, deltas: Deltas = (), head: str | None = None, model: str | None = None
+) -> Stream:
+    return Stream((Chat(prompt),), weight, deltas, head, model=model)
 
 
 def recalled(state: UserState, budget: int) -> list[str]:

@@ -43,7 +43,7 @@ class CosLambda(EventMemory):
     it. Raises UserError where a kind is both context and evidence, or the grid is too large.
     """
 
-    needs = ()
+    needs = ("model.weights",)
     provides = ("state.snippets",)
     paper = "arXiv 2405.01768 (CoS, Bayesian inference of lambda)"
     node = "preference memory / preference inference"

@@ -29,7 +29,7 @@ class Summary(EventMemory):
     prompt has a field that nobody fills.
     """
 
-    needs = ()
+    needs = ("model.weights",)
     provides = ("state.profile",)
     paper = "arXiv 2310.20081"
     node = "preference memory / implicit / user-generated content"

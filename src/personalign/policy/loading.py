@@ -1,4 +1,4 @@
-"""How the base policy is made: a hub or local model, the embedded one, or a random tiny one."""
+"""How the base policy is made: a hub or local model, the embedded one, or a random tiny one; or who answers instead."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from personalign.contracts import Part, PositiveInt, UserError
+from personalign.contracts import NaturalInt, NonNegativeFloat, Part, PositiveFloat, PositiveInt, UserError
 from personalign.policy.assets import model_dir
 from personalign.policy.policy import Policy
 from personalign.policy.tiny import byte_tokenizer, random_llama
+from personalign.runtime.endpoint import Endpoint
 
 Precision = Literal["bf16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -22,7 +23,7 @@ class Pretrained(Part):
     Only safetensors are read and no code that comes with a model is run.
     """
 
-    provides: ClassVar[tuple[str, ...]] = ("model",)
+    provides: ClassVar[tuple[str, ...]] = ("model", "model.weights")
 
     def __init__(self, *, name: str, revision: str | None) -> None:
         self.name = name
@@ -45,10 +46,48 @@ class Pretrained(Part):
         return Policy(model, tokenizer, self.name, cache)
 
 
+class Remote(Part):
+    """A model behind an OpenAI-compatible endpoint: it answers chats, and nothing else can be asked of it.
+
+    What needs its weights or its log-probabilities (stages, several streams, rewards that read the policy, the
+    perplexity of answers) is refused before anything runs, or left out.
+    """
+
+    provides: ClassVar[tuple[str, ...]] = ("model",)
+
+    def __init__(
+        self,
+        *,
+        url: str | None,
+        url_variable: str,
+        key_variable: str,
+        model: str,
+        limit_name: Literal["max_tokens", "max_completion_tokens"],
+        timeout: PositiveFloat,
+        retries: NaturalInt,
+        backoff: NonNegativeFloat,
+        concurrency: PositiveInt,
+        cache: str,
+    ) -> None:
+        self.endpoint = Endpoint(
+            who="endpoint",
+            url=url,
+            url_variable=url_variable,
+            key_variable=key_variable,
+            model=model,
+            limit_name=limit_name,
+            timeout=timeout,
+            retries=retries,
+            backoff=backoff,
+            concurrency=concurrency,
+            cache=cache,
+        )
+
+
 class Tiny(Part):
     """A random byte-level Llama: nothing to fetch, nothing to expect of its answers."""
 
-    provides: ClassVar[tuple[str, ...]] = ("model",)
+    provides: ClassVar[tuple[str, ...]] = ("model", "model.weights")
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,24 @@ from torch.nn import functional as F
 
 from personalign.contracts import UserError
 from personalign.policy import attention, chat, joint, lora, steering
+from personalign.policy.covering import Covering, covering
 from personalign.policy.soft import SoftHead, SoftTokens
 from personalign.types import Deltas, Messages, PolicySpec, Soft, Stream
+
+
+class Guest(NamedTuple):
+    """A further model, and how its tokens spell those of the policy that it is a guest of."""
+
+    policy: Policy
+    covering: Covering
 
 
 class Policy:
     """A causal language model of transformers, its tokenizer, LoRA adapters, steering vectors and heads by name.
 
     The base is frozen; what learns are adapters, vectors and heads. `label` names the base in records and caches.
-    `cache` is a folder for what frozen weights think of texts, which any run may use again.
+    `cache` is a folder for what frozen weights think of texts, which any run may use again. `guests` are further
+    models by name, each with its own tokenizer.
     """
 
     def __init__(self, model: Any, tokenizer: Any, label: str, cache: Path | None = None) -> None:
@@ -40,6 +49,7 @@ class Policy:
         self.user_deltas: dict[str, Deltas] = {}
         self.merged: dict[Deltas, str] = {}
         self.spec = PolicySpec()
+        self.guests: dict[str, Guest] = {}
         self.stop_ids = chat.stop_ids(tokenizer, model.generation_config)
         self.pad_id: int = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
 
@@ -60,6 +70,19 @@ class Policy:
     def context(self) -> int:
         """Longest prompt plus answer, in tokens."""
         return int(self.model.config.get_text_config().max_position_embeddings)
+
+    @property
+    def learner(self) -> Policy:
+        """Whom training changes, and whose heads are read: the further model where there is one."""
+        return next((guest.policy for guest in self.guests.values()), self)
+
+    def speaker(self, model: str | None) -> Policy:
+        """The model of this name; None is this one."""
+        return self if model is None else self.guests[model].policy
+
+    def add_guest(self, name: str, policy: Policy) -> None:
+        """A further model. Raises UserError where its tokenizer differs in kind, so that nothing could be compared."""
+        self.guests[name] = Guest(policy, covering(self, policy))
 
     def encode(self, messages: Messages, answer_next: bool = True) -> list[int]:
         """Prompt ids through the chat template (see `chat.encode_chat`)."""
@@ -167,7 +190,10 @@ class Policy:
         return self.vectors[name].layer if name in self.vectors else min(self.configs[name].layers or (0,))
 
     def reset(self) -> None:
-        """Back to the base: no adapters, vectors, heads or names. Lets one loaded model serve many experiments."""
+        """Back to the base: no adapters, vectors, heads or names, in guests neither. Lets one loaded model serve many
+        experiments."""
+        for guest in self.guests.values():
+            guest.policy.reset()
         for name in list(self.configs):
             self.drop_adapter(name)
         for name in list(self.vectors):
@@ -181,5 +207,7 @@ class Policy:
 
     def for_user(self, user: str) -> PolicySpec:
         """The spec that serves a user: their own deltas on top where they have some, else the shared policy."""
+        for name, guest in self.guests.items():
+            return replace(guest.policy.for_user(user), model=name)
         own = self.user_deltas.get(user, ())
         return replace(self.spec, aligned=self.spec.aligned + own, own=own) if own else self.spec

@@ -20,7 +20,7 @@ class Implicit(Reward):
     For a log-linear plan of several streams log pi is its score, which lacks only the normaliser of each step.
     """
 
-    needs = ()
+    needs = ("model.weights",)
     provides = ()
     paper = "arXiv 2305.18290, eq. 5; arXiv 2410.04070, eq. 8"
     node = "personalized rewarding / parameter"
@@ -30,7 +30,7 @@ class Implicit(Reward):
         self._policy: Policy | None = None
         self._plan: Callable[[Request], Plan] | None = None
 
-    def bind(self, policy: Policy, plan: Callable[[Request], Plan]) -> None:
+    def bind(self, policy: Policy | None, plan: Callable[[Request], Plan]) -> None:
         self._policy, self._plan = policy, plan
 
     def content(self, request: Request, state: UserState) -> object:

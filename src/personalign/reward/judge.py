@@ -17,7 +17,8 @@ from personalign.contracts import (
     StanceValue,
     UserError,
 )
-from personalign.reward.endpoint import Endpoint
+from personalign.reward.verdicts import Verdicts
+from personalign.runtime.endpoint import Endpoint
 from personalign.runtime.templates import checked, fill
 from personalign.types import Message, Plan, Request, Score, UserState
 
@@ -72,13 +73,12 @@ class Judge(Reward):
     ) -> None:
         if len(scale) < 2 or not all(label.strip() for label in scale):
             raise UserError("judge: scale needs two verdicts or more, each with a name")
-        self._endpoint = Endpoint(
+        endpoint = Endpoint(
+            who="judge",
             url=url,
             url_variable=url_variable,
             key_variable=key_variable,
             model=model,
-            temperature=temperature,
-            max_tokens=max_tokens,
             limit_name=limit_name,
             timeout=timeout,
             retries=retries,
@@ -88,12 +88,13 @@ class Judge(Reward):
         )
         verdicts = ", ".join(scale)
         self._prompt = checked(prompt, ("user", "request", *self.answers, "verdicts"))
-        self._reminder = fill(checked(reminder, ("verdicts",)), verdicts=verdicts)
+        self._read = reader(scale)
+        once_more = fill(checked(reminder, ("verdicts",)), verdicts=verdicts)
+        self._asked = Verdicts(endpoint, max_tokens, temperature, once_more, self._read)
         self._stance = checked(stance, ("dimension", "value"))
         self._verdicts, self._unknown, self._dimension = verdicts, unknown, dimension
-        self._read = reader(scale)
 
-    def bind(self, policy: Policy, plan: Callable[[Request], Plan]) -> None:
+    def bind(self, policy: Policy | None, plan: Callable[[Request], Plan]) -> None:
         self._ask([self._question(TRIAL, UserState(), *(["Hello."] * len(self.answers)))])
 
     def score(self, request: Request, state: UserState, responses: Sequence[str]) -> list[Score]:
@@ -108,7 +109,7 @@ class Judge(Reward):
         return Score(value, {self._dimension: value})
 
     def _ask(self, prompts: Sequence[str]) -> list[float]:
-        return self._endpoint.ask(prompts, self._reminder, self._read)
+        return self._asked.ask(prompts)
 
     def _question(self, request: Request, state: UserState, *texts: str) -> str:
         shown = {name: escaped(text) for name, text in zip(self.answers, texts, strict=True)}

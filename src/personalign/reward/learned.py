@@ -23,8 +23,8 @@ class Learned(Reward):
     def __init__(self) -> None:
         self._policy: Policy | None = None
 
-    def bind(self, policy: Policy, plan: Callable[[Request], Plan]) -> None:
-        self._policy = policy
+    def bind(self, policy: Policy | None, plan: Callable[[Request], Plan]) -> None:
+        self._policy = None if policy is None else policy.learner
 
     def score(self, request: Request, state: UserState, responses: Sequence[str]) -> list[Score]:
         return self.score_all([(request, state, responses)])[0]
