@@ -110,8 +110,8 @@ class Tuning:
         return self.system.evaluation.average(values, "higher")
 
     def _perplexity(self, answered: Answered) -> float | None:
-        """Under the untouched base: the geometric mean over users of each one's; None where no answer has a token, or the
-        base is elsewhere."""
+        """Under the untouched base: the geometric mean over users of each one's; None where no answer has a token, and
+        where the base is elsewhere."""
         sums: dict[str, tuple[float, int]] = {}
         for (request, response), nll in zip(answered, base_nll(self.system, answered), strict=True):
             if nll is None:

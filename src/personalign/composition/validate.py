@@ -193,7 +193,7 @@ def _model(tree: Mapping[str, Any], steps: list[Step]) -> list[str]:
     if isinstance(node, Mapping) and node.get("_target_", "") is None:
         return [f"model=none: nobody would answer: {' or '.join(_providers(MEMORY, 'model'))}"]
     far = {slot: name for slot, name, seen in steps if "model" in seen.provides and WEIGHTS not in seen.provides}
-    found = [f"{key}={far['guide_model']}: a guide needs its weights here"] if "guide_model" in far else []
+    found = [f"{key}={far['guide_model']} needs its weights here"] if "guide_model" in far else []
     if "model" in far:
         lacking = [f"{slots()[slot].key}={name}" for slot, name, _ in steps if slot in ("alignment", "guide_model")]
         lacking += [f"memory_budget={tree['memory_budget']}"] if tree.get("memory_budget") is not None else []
