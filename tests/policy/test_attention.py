@@ -11,9 +11,9 @@ from personalign.policy.logprobs import Branches, answer_logprobs
 from personalign.policy.policy import Policy
 
 
-def inputs(time: int = 7) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def inputs(time: int = 7, keys: int = 7) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
-    shapes = (2, 4, time, 8), (2, 2, time, 8), (2, 2, time, 8)
+    shapes = (2, 4, time, 8), (2, 2, keys, 8), (2, 2, keys, 8)
     query, key, value = (torch.randn(*shape, requires_grad=True) for shape in shapes)
     return query, key, value
 
@@ -35,6 +35,31 @@ def test_equal_to_the_fused_kernel_in_value_and_gradient(kind: str) -> None:
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("mask", [None, "additive"])
+@pytest.mark.parametrize("time", [1, 3])
+def test_tokens_behind_a_cache_attend_as_by_the_fused_kernel(
+    time: int, mask: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query, key, value = inputs(time, 9)
+    hidden = torch.zeros(2, 1, time, 9).masked_fill(torch.rand(2, 1, time, 9) > 0.6, float("-inf")) if mask else None
+    if hidden is not None:
+        hidden[..., -1] = 0.0
+    elif time > 1:
+        hidden = torch.zeros(2, 1, time, 9)
+    wide = [t.repeat_interleave(2, dim=1) for t in (key, value)]
+    expected = F.scaled_dot_product_attention(query, *wide, attn_mask=hidden, scale=0.3)
+    module = torch.nn.Module()
+    module.is_causal = True  # type: ignore[assignment]
+    module.num_key_value_groups = 2  # type: ignore[assignment]
+    taken: list[str] = []
+    for name in ("packed", "products"):
+        ours = getattr(attention, name)
+        monkeypatch.setattr(attention, name, lambda *args, name=name, ours=ours: taken.append(name) or ours(*args))
+    found, _ = attention.attend(module, query, key, value, hidden, scaling=0.3)
+    assert taken == ([] if time == 1 and mask else ["packed" if time == 1 else "products"])
+    torch.testing.assert_close(found, expected.transpose(1, 2), atol=1e-6, rtol=1e-5)
+
+
 def test_a_policy_attends_by_products_in_short_rows_alone(tiny: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
     products = attention.products
@@ -42,7 +67,7 @@ def test_a_policy_attends_by_products_in_short_rows_alone(tiny: Policy, monkeypa
     short = Branches((5, 6, 7), ((8, 9), (10,)))
     before = answer_logprobs(tiny, [short])
     assert taken == [6, 6]
-    monkeypatch.setattr(attention, "LONGEST", 5)
+    monkeypatch.setattr(attention, "LARGEST", 25)
     for one, other in zip(answer_logprobs(tiny, [short]), before, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     assert taken == [6, 6]
