@@ -26,6 +26,7 @@ from personalign.decoding.batch import Batch
 from personalign.decoding.cache import RowCache
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.prefill import prefill
+from personalign.decoding.prefixes import Prefixes
 from personalign.decoding.rows import Answer, Job, Row
 from personalign.policy.features import Reader
 from personalign.policy.policy import Policy
@@ -80,7 +81,7 @@ class OneByOne:
         self.mask = torch.zeros(1, 1, 1, self.cache.capacity, dtype=policy.dtype) if mask is None else mask
 
     def _filled(self, rows: Sequence[Row], new: int) -> tuple[RowCache, Tensor]:
-        return prefill(self.policy, rows, Trunk(0), new + self.k)
+        return prefill(self.policy, rows, Trunk(0), new + self.k, Prefixes(self.policy, 0))
 
     def feed(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """tokens [rows, 1] -> states [rows, width]."""
@@ -112,7 +113,7 @@ class CopyEach(OneByOne):
 
     def _filled(self, rows: Sequence[Row], new: int) -> tuple[RowCache, Tensor]:
         self.copies = self.k
-        cache, hidden = prefill(self.policy, rows, Trunk(0), 0)
+        cache, hidden = prefill(self.policy, rows, Trunk(0), 0, Prefixes(self.policy, 0))
         every = torch.arange(len(rows)).repeat_interleave(self.k)
         cache.select(every, every[:0], 0, new)
         return cache, hidden
@@ -161,7 +162,7 @@ def candidate_caches(policy: Policy, made: Sequence[Plan]) -> tuple[int, int]:
     """Bytes of cache: ours, and with a copy for each candidate."""
     answers = [Answer(job, [(job, 0)]) for job in jobs(made)]
     rows = [row for answer in answers for row in answer.begin(policy)]
-    batch = Batch(policy, answers)
+    batch = Batch(policy, answers, Prefixes(policy, 0))
     batch.start()
     copied = CopyEach(policy, rows, made[0].sampling.max_new_tokens, made[0].candidates.k)
     return memory(batch.cache), memory(copied.cache)

@@ -60,7 +60,7 @@ def stage_of(asked: Namespace) -> RLOO:
     del values["_target_"]
     changes = {"steps": asked.steps + 1, "batch_size": asked.batch, "warmup": 0.0, "checkpoint_every": asked.steps + 1}
     stage = RLOO(**{**values, **changes, "samples": asked.samples, "max_answer": asked.answer})
-    stage.bind(GUIDE)
+    stage.bind(GUIDE, lambda requests: [])
     return stage
 
 

@@ -39,7 +39,7 @@ def test_a_choice_is_scored_by_all_streams_of_the_plan(tiny: Policy) -> None:
         torch.nn.init.normal_(p, std=0.2, generator=torch.Generator().manual_seed(p.shape[0]))
     told: Messages = (Message("system", "No cheese."), *ASKED.messages)
     streams = (Stream((Chat(ASKED.messages),), -0.5), Stream((Chat(told),), 1.5, (("one", 1.0),)))
-    system = cast(System, SimpleNamespace(policy=tiny, plan=lambda request: Plan(streams)))
+    system = cast(System, SimpleNamespace(policy=tiny, remote=None, plan=lambda request: Plan(streams)))
     plain = Request(id="s", user="u", messages=ASKED.messages, references=("x",))
     none, scores, again = choice_scores(system, [plain, ASKED, ASKED])
     assert none == () and scores == again and len(scores) == 3

@@ -44,7 +44,7 @@ def trained(
     values: dict[str, Any], policy: Policy, data: Any, render: Any, fitting: Fitting, guide: Guide = GUIDE
 ) -> Any:
     stage = VASStage(**values)
-    stage.bind(guide)
+    stage.bind(guide, lambda requests: [])
     return stage.fit(policy, data, render, fitting)
 
 

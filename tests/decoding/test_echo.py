@@ -12,7 +12,7 @@ from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
 from personalign.decoding.scoring import Reading, score_readings
 from personalign.policy.policy import Policy
-from personalign.types import Candidates, Chat, Message, Plan, Sampling, Stream
+from personalign.types import Candidates, Chat, Message, Plan, Sampling, Stream, Value
 
 PLAIN = (Chat((Message("user", "What is tea?"),)),)
 WISH = (Chat((Message("user", "What is tea? Answer in verse."),)),)
@@ -78,5 +78,7 @@ def test_a_text_is_scored_as_it_would_be_decoded(furnished: Policy, twin: Policy
 
 
 def test_an_echo_is_for_log_linear_plans() -> None:
-    with pytest.raises(ValueError, match="log-linear plans, not for forward_kl"):
+    with pytest.raises(ValueError, match="an echo is for log-linear plans without values"):
         replace(opad(1.0), combine="forward_kl")
+    with pytest.raises(ValueError, match="an echo is for log-linear plans without values"):
+        Plan((Stream(PLAIN), Stream(PLAIN, head=Value("lore"))), Candidates("top_k", 3), echo=1.0)
