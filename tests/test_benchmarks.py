@@ -100,7 +100,7 @@ def test_without_trl_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.slow
 def test_a_sweep_in_one_process_is_compared_with_processes() -> None:
-    text = said("sweep", *TINY, "--cells", "4", "--users", "2", "--new", "2")
+    text = said("sweep", *TINY, "--cells", "4", "--users", "3", "--new", "2")
     first, median = ratios(text)
     assert 0 < first == median < 1
     assert text.count("generation ") == 2, "where the time of both sides went"

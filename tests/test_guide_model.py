@@ -58,7 +58,7 @@ def test_another_model_is_a_guide_as_it_is(tmp_path: Path) -> None:
 def test_a_further_model_needs_a_generation_that_lets_it_speak() -> None:
     with pytest.raises(UserError, match=r"model@guide_model=tiny needs plan.guide_model: use generation=pad"):
         compose([*SMALL, "generation=preference_prompt", *GUIDE])
-    with pytest.raises(UserError, match="model@guide_model=endpoint: needs its weights here"):
+    with pytest.raises(UserError, match="model@guide_model=endpoint needs its weights here"):
         compose([*SMALL, "generation=pad_released", "model@guide_model=endpoint", "guide_model.model=m"])
 
 
