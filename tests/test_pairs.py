@@ -126,7 +126,7 @@ def test_some_pairs_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_legal_pair_runs(tmp_path: Path) -> None:
-    assert (len(found()), len(covering())) == (1530, 990)
+    assert (len(found()), len(covering())) == (1967, 1218)
     for line in covering():
         finite(line, tmp_path)
 

@@ -125,3 +125,8 @@ def test_guidance_steers_and_opposite_users_get_opposite_values(policy: Policy, 
     sums = score_readings(policy, [Reading("q", worth, answer) for answer in made], "test")
     base, more, less = (total / len(answer) for total, answer in zip(sums, made, strict=True))
     assert more > base > less
+
+
+def test_vas_is_the_policys_own_answer_before_its_values_are_there(make: Any, ask: Request) -> None:
+    plan = make("vas").plan(ask, stance(warmth=1.0), PolicySpec())
+    assert [stream.valued for stream in plan.streams] == [False]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from personalign.contracts import Generation, NonNegativeFloat, PositiveInt, UserError
-from personalign.generation.features import listed, rater
+from personalign.generation.features import listed
 from personalign.types import Candidates, Chat, Messages, Plan, PolicySpec, Rater, Request, Stream, UserState, Value
 
 HEAD = "vas"
@@ -14,8 +14,8 @@ class VAS(Generation):
 
     Q = sum_d w_d V_d(y_<t v), the head of stage `vas` for every dimension and the user's stance w: values add linearly,
     so that one head serves all users. A head of a guide without dimensions has one value, which counts for everyone. A
-    user without a stance, or beta 0, gets the policy's own answer. Raises UserError where a stance weighs a dimension
-    that has no value.
+    user without a stance, or beta 0, gets the policy's own answer, and so does everyone before the stage has run: then
+    its guide may read this plan. Raises UserError where a stance weighs a dimension that has no value.
     """
 
     needs = ("state.stance", "policy.heads.vas")
@@ -34,10 +34,11 @@ class VAS(Generation):
     def plan(self, request: Request, state: UserState, spec: PolicySpec) -> Plan:
         prompt = (Chat(self.render(request, state)),)
         streams = [Stream(prompt, deltas=spec.aligned)]
-        head = rater(spec, HEAD)
-        weights = _weights(state, head)
-        if any(weights) or not head.dimensions:
-            streams.append(Stream(prompt, self._beta, head.deltas, Value(HEAD, weights)))
+        if HEAD in spec.raters:
+            head = spec.raters[HEAD]
+            weights = _weights(state, head)
+            if any(weights) or not head.dimensions:
+                streams.append(Stream(prompt, self._beta, head.deltas, Value(HEAD, weights)))
         return Plan(tuple(streams), self._candidates)
 
 
