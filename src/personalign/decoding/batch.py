@@ -55,7 +55,8 @@ class Batch:
     def go_on(self) -> list[Answer]:
         """One more token for every answer. Returns those that it ended."""
         hidden = self._forward() if self.leaves.chosen is None else self.leaves.chosen
-        self.leaves.sums += hidden
+        if self.plan.valued:
+            self.leaves.sums += hidden
         return self._note(self._step(hidden))
 
     def idle(self) -> float:
@@ -171,7 +172,8 @@ class Batch:
             states = self._feed(candidates, mask)
             scores.index_add_(0, self.owner, self.leaves.rated(self.policy, states))
         index = choose(scores, self.plan.sampling, [answer.generator for answer in self.seated])
-        self._keep(states, index[self.owner])
+        if self.plan.valued:
+            self._keep(states, index[self.owner])
         logprobs = scores.log_softmax(dim=-1).gather(1, index[:, None])[:, 0]
         self.chosen_logprobs: list[float] = logprobs.tolist()
         return index if candidates is None else candidates.gather(1, index[:, None])[:, 0]
