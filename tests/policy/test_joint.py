@@ -21,6 +21,7 @@ MIXTURES: list[list[Deltas]] = [
     [(), (), (), ()],
     [(("a", 1.0),)] * 4,
     [(), (("a", 1.0),), (("b", 1.0),), (("a", 0.5), ("b", -2.0))],
+    [(), (("a", 1.0),)],
 ]
 
 
@@ -44,13 +45,14 @@ def apart(layer: LoRALinear, x: Tensor) -> Tensor:
     return y
 
 
+@pytest.mark.parametrize("time", [1, 3, 40], ids=["newest", "few", "many"])
 @pytest.mark.parametrize("rows", MIXTURES)
-def test_every_layer_gives_what_it_gives_alone(policy: Policy, rows: list[Deltas]) -> None:
+def test_every_layer_gives_what_it_gives_alone(policy: Policy, rows: list[Deltas], time: int) -> None:
     policy.routing.by_row(rows)
     found = list(lora.layers(policy.model))
     assert len(found) == 14
     for _, layer in found:
-        x = torch.randn(4, 3, layer.base.in_features).bfloat16()
+        x = torch.randn(len(rows), time, layer.base.in_features).bfloat16()
         with torch.no_grad():
             y = layer(x)
         torch.testing.assert_close(y.float(), apart(layer, x).float(), atol=0.05, rtol=0.03)
@@ -140,3 +142,13 @@ def test_biases_that_only_some_layers_have() -> None:
     with torch.no_grad():
         expected = torch.cat([layer(x) for layer in layers], dim=-1)
         torch.testing.assert_close(Packed(layers)(x).float(), expected.float(), atol=0.05, rtol=0.03)
+
+
+@torch.inference_mode()
+def test_the_head_reads_a_weighted_sum_of_states_as_the_sum_of_what_it_reads(policy: Policy) -> None:
+    model = policy.model.float()
+    head = model.get_output_embeddings()
+    head.bias = torch.nn.Parameter(torch.randn(head.out_features))
+    states, weights = torch.randn(3, head.in_features), torch.tensor([2.5, -1.0, 0.25])
+    summed = policy.logits((weights @ states)[None], weights.sum()[None])
+    torch.testing.assert_close(summed[0], weights @ policy.logits(states))

@@ -131,6 +131,8 @@ class Batch:
         reads = {place[row.answer]: i for i, row in enumerate(self.rows) if row.read}
         self.reads = self._index(reads[i] for i in range(len(self.seated)))
         self.guides = self._index(i for i, row in enumerate(self.rows) if not row.read and row.weight)
+        self.guided, self.strengths = self.owner[self.guides], self.weights[self.guides, None]
+        self.shares = torch.zeros(len(self.seated), device=device).index_add_(0, self.owner, self.weights)
         self.leaves.arrange(self.rows, device)
         heads = {row.head for row in self.rows if row.head is not None}
         self.heads = {h: [i for i, row in enumerate(self.rows) if row.head == h] for h in heads}
@@ -190,9 +192,10 @@ class Batch:
 
     def _scores(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
         """Combined scores [seated, candidates], with the candidates' token ids or None for the whole vocabulary."""
-        rule = self.plan.candidates
+        rule, speaking = self.plan.candidates, self._speaking()
+        if speaking and rule.rule == "all" and self.plan.combine == "log_linear" and self.plan.echo == 0.0:
+            return self._summed(hidden), None
         read = self.policy.logits(hidden[self.reads])
-        speaking = self._speaking()
         if speaking and self.plan.combine != "log_linear":
             return self._divergent(hidden, read)
         echoed = speaking and self.plan.echo != 0.0
@@ -201,13 +204,10 @@ class Batch:
             if not speaking:
                 return best, candidates
             scores = best * self.weights[self.reads, None]
-            scores.index_add_(0, self.owner[self.guides], self._guided(hidden, candidates))
+            scores.index_add_(0, self.guided, self._guided(hidden, candidates))
             self.guests.speak(scores, self.seated, candidates)
             return scores, candidates
-        scores = read * self.weights[self.reads, None] if speaking else read
-        if speaking and len(self.guides):
-            guided = self.policy.logits(hidden[self.guides]) * self.weights[self.guides, None]
-            scores = scores.index_add(0, self.owner[self.guides], guided)
+        scores = self._summed(hidden) if speaking else read
         if echoed:
             scores = self._echoed(scores, read)
         if rule.rule == "top_k":
@@ -216,6 +216,15 @@ class Batch:
         if rule.rule == "plausible":
             scores = scores.masked_fill(~allowed(read, rule), float("-inf"))
         return scores, None
+
+    def _summed(self, hidden: Tensor) -> Tensor:
+        """The weighted sums of the rows' logits [seated, vocabulary].
+
+        The head is linear, and the most that is read at a token: it reads the weighted sums of the states once.
+        """
+        states = hidden.new_zeros(len(self.seated), hidden.shape[-1], dtype=torch.float32)
+        states.index_add_(0, self.owner, hidden * self.weights[:, None])
+        return self.policy.logits(states.to(hidden.dtype), self.shares)
 
     def _echoed(self, scores: Tensor, read: Tensor) -> Tensor:
         """Scores [seated, vocabulary] and what moved those of the step before, `echo` times; each answer keeps for the
@@ -231,7 +240,7 @@ class Batch:
 
     def _divergent(self, hidden: Tensor, read: Tensor) -> tuple[Tensor, Tensor | None]:
         """`_scores` of a plan that is not log-linear, from the candidates' stream's logits `read`."""
-        rule, owners = self.plan.candidates, self.owner[self.guides]
+        rule = self.plan.candidates
         candidates: Tensor | None = None
         if rule.rule == "top_k":
             read, candidates = read.topk(min(rule.k, read.shape[-1]), dim=-1)
@@ -240,13 +249,15 @@ class Batch:
         if not len(self.guides):
             return read, candidates
         states = hidden[self.guides]
-        guided = self.policy.logits(states) if candidates is None else self.policy.logits_at(states, candidates[owners])
-        return optimum(self.plan.combine, read, guided, owners, self.weights[self.guides]), candidates
+        if candidates is None:
+            guided = self.policy.logits(states)
+        else:
+            guided = self.policy.logits_at(states, candidates[self.guided])
+        return optimum(self.plan.combine, read, guided, self.guided, self.strengths[:, 0]), candidates
 
     def _guided(self, hidden: Tensor, candidates: Tensor) -> Tensor:
         """Weighted logits of the guide rows on their answers' candidates [guides, k]."""
-        owners = self.owner[self.guides]
-        return self.policy.logits_at(hidden[self.guides], candidates[owners]) * self.weights[self.guides, None]
+        return self.policy.logits_at(hidden[self.guides], candidates[self.guided]) * self.strengths
 
     def _note(self, tokens: Tensor) -> list[Answer]:
         """Write the chosen tokens down; the answers that they ended are no longer alive, and returned.

@@ -121,19 +121,22 @@ class Policy:
         states: Tensor = self.model.get_decoder()(**inputs).last_hidden_state
         return states
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [..., width] -> float32 logits [..., vocabulary]."""
+    def logits(self, hidden: Tensor, shares: Tensor | None = None) -> Tensor:
+        """hidden [..., width] -> float32 logits [..., vocabulary]. Of states that are weighted sums, `shares` [...] are
+        the sums of the weights: so often the head's bias counts."""
         head: Any = self.model.get_output_embeddings()
-        if self.packed_head is not None and self.packed_head.usable(hidden):
-            head = self.packed_head
-        scores: Tensor = head(hidden)
-        return scores.float()
+        packed = self.packed_head
+        reader = packed if packed is not None and packed.usable(hidden) else head
+        scores: Tensor = reader(hidden).float()
+        if shares is not None and head.bias is not None:
+            scores = scores + (shares - 1.0)[..., None] * head.bias.float()
+        return scores
 
     def logits_at(self, hidden: Tensor, candidates: Tensor) -> Tensor:
         """hidden [rows, width], token ids [rows, k] -> float32 logits [rows, k] of those tokens alone."""
         head = self.model.get_output_embeddings()
         weight = F.embedding(candidates, head.weight)  # gathers rows in half the time that indexing takes
-        scores = torch.bmm(weight, hidden[:, :, None])[:, :, 0].float()
+        scores = torch.bmm(weight.float(), hidden[:, :, None].float())[:, :, 0]
         return scores if head.bias is None else scores + head.bias[candidates].float()
 
     @contextmanager
