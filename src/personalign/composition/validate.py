@@ -56,9 +56,9 @@ def illegal(tree: Mapping[str, Any]) -> list[str]:
 
 def _steps(tree: Mapping[str, Any]) -> list[Step]:
     """(slot, choice, class) of every part that is read, in the order of the way, the rewards but the true one last."""
-    steps = []
+    steps, found = [], nodes(tree)
     for slot in (*WAY, *LATE):
-        for place, node in nodes(tree).items():
+        for place, node in found.items():
             if place.partition(".")[0] != slot or not (isinstance(node, Mapping) and node.get("_target_")):
                 continue
             name = place.partition(".")[2] or str((tree.get("choices") or {}).get(slot))
