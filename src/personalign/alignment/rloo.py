@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Unpack
 
-from personalign.alignment.batches import Item, Limits
-from personalign.alignment.learner import Recipe
+from personalign.alignment.batches import Item
 from personalign.alignment.penalty import Penalty
 from personalign.alignment.rollouts import LeaveOneOut, rendered
+from personalign.alignment.stages import Trained, TrainedKeys
 from personalign.alignment.trainees import Adapters
 from personalign.alignment.training import Lesson, train
 from personalign.contracts import (
@@ -22,7 +22,6 @@ from personalign.contracts import (
     Recall,
     Render,
     SeveralInt,
-    Stage,
 )
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.reference import standing
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from personalign.runtime.fitting import Fitting
 
 
-class RLOO(Stage):
+class RLOO(Trained):
     """One LoRA adapter by REINFORCE with a leave-one-out baseline (arXiv 2402.14740) on the guide's reward.
 
     The prompts are those that generation renders for the users of the train split, the guide knows of them what memory
@@ -61,34 +60,15 @@ class RLOO(Stage):
         target_kl: PositiveFloat | None,
         horizon: PositiveInt,
         normalize: bool,
-        learning_rate: PositiveFloat,
-        warmup: Fraction,
-        schedule: Literal["constant", "linear", "cosine"],
-        steps: PositiveInt,
-        batch_size: PositiveInt,
-        weight_decay: NonNegativeFloat,
-        max_grad_norm: PositiveFloat | None,
-        max_prompt: PositiveInt,
-        max_answer: PositiveInt,
         side_by_side: PositiveInt,
-        checkpoint_every: PositiveInt,
+        **trained: Unpack[TrainedKeys],
     ) -> None:
+        super().__init__(**trained)
         # No dropout: the policy that learns is the one that answers.
         self.adapters = Adapters((adapter,), LoRAConfig(rank, alpha, 0.0, tuple(targets)), depth)
-        self.limits = Limits(max_prompt, max_answer)
         self.adapter, self.samples, self.normalize, self.side_by_side = adapter, samples, normalize, side_by_side
         self.beta, self.target, self.horizon = beta, target_kl, horizon
         self.guide: Guide | None = None
-        self.recipe = Recipe(
-            learning_rate=learning_rate,
-            warmup=warmup,
-            schedule=schedule,
-            steps=steps,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            checkpoint_every=checkpoint_every,
-        )
 
     def bind(self, guide: Guide | None, recall: Recall) -> None:
         self.guide = guide
