@@ -16,22 +16,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Prot
 
 from annotated_types import Ge, Gt, Le
 
-from personalign.types import (
-    Calibration,
-    Event,
-    Figure,
-    Judged,
-    JudgedPair,
-    Messages,
-    Pair,
-    Plan,
-    PolicySpec,
-    Request,
-    Response,
-    Sampling,
-    Score,
-    UserState,
-)
+from personalign.plans import Plan, PolicySpec, Sampling
+from personalign.results import Calibration, Figure, Judged, JudgedPair
+from personalign.types import Event, Messages, Pair, Request, Response, Score, UserState
 
 if TYPE_CHECKING:
     import numpy as np

@@ -32,21 +32,10 @@ from personalign.contracts import (
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.remote import RemoteDecoder
 from personalign.decoding.rows import Job
+from personalign.plans import Chat, Plan, PolicySpec, Sampling, Stream
 from personalign.policy.loading import Remote
 from personalign.policy.policy import Policy
-from personalign.types import (
-    Chat,
-    Event,
-    Messages,
-    Plan,
-    PolicySpec,
-    Request,
-    Response,
-    Sampling,
-    Score,
-    Stream,
-    UserState,
-)
+from personalign.types import Event, Messages, Request, Response, Score, UserState
 
 _loaded: dict[str, Policy] = {}
 

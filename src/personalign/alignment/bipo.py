@@ -20,9 +20,9 @@ from personalign.policy.reference import fingerprint
 from personalign.runtime.seeds import derive
 
 if TYPE_CHECKING:
+    from personalign.plans import Deltas
     from personalign.policy.policy import Policy
     from personalign.runtime.fitting import Fitting
-    from personalign.types import Deltas
 
 
 class BiPO(Trained):

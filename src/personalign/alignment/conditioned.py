@@ -21,11 +21,12 @@ from personalign.alignment.preference import Preference, items, references
 from personalign.alignment.stages import Adapted, AdaptedKeys
 from personalign.alignment.training import Lesson, nonempty, share, train
 from personalign.contracts import Data, NonNegativeFloat, PositiveFloat, PositiveInt, Render, UserError
+from personalign.plans import Deltas
 from personalign.policy.logprobs import Branches
 from personalign.policy.policy import Policy
 from personalign.policy.reference import fingerprint
 from personalign.runtime.seeds import derive
-from personalign.types import Deltas, Pair
+from personalign.types import Pair
 
 if TYPE_CHECKING:
     from personalign.runtime.fitting import Fitting

@@ -15,20 +15,14 @@ from personalign.alignment.own import adapter_name, in_turn, own_pairs
 from personalign.alignment.preference import Preference, items, references
 from personalign.alignment.stages import Adapted, AdaptedKeys
 from personalign.alignment.training import Items, Lesson
-from personalign.contracts import (
-    Data,
-    Fraction,
-    PositiveFloat,
-    PositiveInt,
-    Render,
-    UserError,
-)
+from personalign.contracts import Data, Fraction, PositiveFloat, PositiveInt, Render, UserError
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
+from personalign.plans import Deltas, Plan, Sampling, Stream, Tokens
 from personalign.policy.logprobs import Branches
 from personalign.policy.reference import fingerprint, sequence_logprobs
 from personalign.runtime.seeds import derive
-from personalign.types import Deltas, Pair, Plan, Sampling, Stream, Tokens
+from personalign.types import Pair
 
 if TYPE_CHECKING:
     from personalign.policy.policy import Policy

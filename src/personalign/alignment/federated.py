@@ -12,15 +12,11 @@ from personalign.alignment.learner import Objective
 from personalign.alignment.own import Likes, adapter_name, over_users, own_pairs
 from personalign.alignment.stages import Adapted, AdaptedKeys
 from personalign.alignment.training import Items, Lesson, nonempty, train
-from personalign.contracts import (
-    Data,
-    PositiveFloat,
-    PositiveInt,
-    Render,
-)
+from personalign.contracts import Data, PositiveFloat, PositiveInt, Render
+from personalign.plans import Deltas
 from personalign.policy.reference import fingerprint
 from personalign.runtime.seeds import derive
-from personalign.types import Deltas, Pair
+from personalign.types import Pair
 
 if TYPE_CHECKING:
     from personalign.policy.logprobs import Branches

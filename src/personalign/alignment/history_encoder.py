@@ -15,22 +15,14 @@ from personalign.alignment.preference import Imitation, Preference, items, refer
 from personalign.alignment.stages import Trained, TrainedKeys
 from personalign.alignment.trainees import Head, drawn
 from personalign.alignment.training import Items, Lesson, nonempty, share, train
-from personalign.contracts import (
-    Data,
-    Guide,
-    NaturalInt,
-    PositiveFloat,
-    PositiveInt,
-    Recall,
-    Render,
-    UserError,
-)
+from personalign.contracts import Data, Guide, NaturalInt, PositiveFloat, PositiveInt, Recall, Render, UserError
+from personalign.plans import Soft
 from personalign.policy.history_tokens import HistoryTokens
 from personalign.policy.logprobs import Branches
 from personalign.policy.prefix import HEAD, history_prefix
 from personalign.policy.reference import fingerprint
 from personalign.runtime.files import sha256
-from personalign.types import Pair, Soft
+from personalign.types import Pair
 
 if TYPE_CHECKING:
     from personalign.policy.policy import Policy

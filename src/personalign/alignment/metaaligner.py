@@ -12,17 +12,11 @@ from personalign.alignment.learner import Objective
 from personalign.alignment.preference import Imitation, items
 from personalign.alignment.stages import Adapted, AdaptedKeys
 from personalign.alignment.training import Items, Lesson, nonempty, share, train
-from personalign.contracts import (
-    Data,
-    Fraction,
-    NonNegativeFloat,
-    PositiveInt,
-    Render,
-    UserError,
-)
+from personalign.contracts import Data, Fraction, NonNegativeFloat, PositiveInt, Render, UserError
+from personalign.plans import Deltas
 from personalign.policy.logprobs import Branches
 from personalign.policy.reference import fingerprint
-from personalign.types import Deltas, Pair
+from personalign.types import Pair
 
 if TYPE_CHECKING:
     from personalign.policy.policy import Policy

@@ -18,10 +18,10 @@ from personalign.alignment.stages import Trained, TrainedKeys
 from personalign.alignment.trainees import Head, drawn
 from personalign.alignment.training import Lesson, nonempty, share, train
 from personalign.contracts import Data, PositiveInt, Render
+from personalign.plans import Rater
 from personalign.policy.features import Reader
 from personalign.policy.reference import fingerprint
 from personalign.policy.reward_heads import BradleyTerryHead, RewardHead
-from personalign.types import Rater
 
 if TYPE_CHECKING:
     from personalign.policy.policy import Policy

@@ -12,11 +12,7 @@ from personalign.alignment.labels import occurring
 from personalign.alignment.preference import Imitation, items
 from personalign.alignment.stages import Adapted, AdaptedKeys
 from personalign.alignment.training import Lesson, nonempty, share, train
-from personalign.contracts import (
-    Data,
-    Render,
-    UserError,
-)
+from personalign.contracts import Data, Render, UserError
 from personalign.policy.logprobs import Branches
 from personalign.policy.reference import fingerprint
 from personalign.policy.truncation import encode_within

@@ -23,10 +23,10 @@ from personalign.contracts import (
     Render,
     SeveralInt,
 )
+from personalign.plans import Sampling
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.reference import standing
 from personalign.runtime.seeds import derive
-from personalign.types import Sampling
 
 if TYPE_CHECKING:
     from personalign.policy.policy import Policy

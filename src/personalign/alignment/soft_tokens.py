@@ -15,25 +15,18 @@ from personalign.alignment.preference import items, references
 from personalign.alignment.stages import Trained, TrainedKeys
 from personalign.alignment.trainees import Adapters, Head, Together, Trainee
 from personalign.alignment.training import Lesson, nonempty, share, train
-from personalign.contracts import (
-    Data,
-    Fraction,
-    PositiveFloat,
-    PositiveInt,
-    Render,
-    UserError,
-)
+from personalign.contracts import Data, Fraction, PositiveFloat, PositiveInt, Render, UserError
+from personalign.plans import Soft
 from personalign.policy.logprobs import Branches, answer_logprobs
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.reference import fingerprint, shared
 from personalign.policy.user_tokens import ClusterTokens, IndividualTokens, UserTokens
 from personalign.runtime.seeds import derive
-from personalign.types import Soft
 
 if TYPE_CHECKING:
+    from personalign.plans import Deltas
     from personalign.policy.policy import Policy
     from personalign.runtime.fitting import Fitting
-    from personalign.types import Deltas
 
 HEAD = "soft_tokens"
 

@@ -13,13 +13,7 @@ from personalign.alignment.losses import margins, pad_loss
 from personalign.alignment.stages import Trained, TrainedKeys
 from personalign.alignment.trainees import Head
 from personalign.alignment.training import Lesson, nonempty, share, train
-from personalign.contracts import (
-    Data,
-    PositiveFloat,
-    PositiveInt,
-    Render,
-    UserError,
-)
+from personalign.contracts import Data, PositiveFloat, PositiveInt, Render, UserError
 from personalign.policy.heads import StanceHead, embed
 from personalign.policy.reference import fingerprint, sequence_logprobs
 from personalign.types import Pair

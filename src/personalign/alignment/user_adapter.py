@@ -10,13 +10,7 @@ from personalign.alignment.learner import Objective
 from personalign.alignment.own import Likes, adapter_name, in_turn, own_pairs
 from personalign.alignment.stages import Adapted, AdaptedKeys
 from personalign.alignment.training import Items, Lesson
-from personalign.contracts import (
-    Data,
-    PositiveFloat,
-    PositiveInt,
-    Render,
-    UserError,
-)
+from personalign.contracts import Data, PositiveFloat, PositiveInt, Render, UserError
 from personalign.policy.reference import fingerprint
 from personalign.types import Pair
 

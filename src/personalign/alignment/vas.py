@@ -16,22 +16,15 @@ from personalign.alignment.rollouts import Prompt, answers, rendered, scores
 from personalign.alignment.stages import Trained, TrainedKeys
 from personalign.alignment.trainees import Head
 from personalign.alignment.training import Lesson, train
-from personalign.contracts import (
-    Data,
-    Fraction,
-    Guide,
-    PositiveInt,
-    Recall,
-    Render,
-    UserError,
-)
+from personalign.contracts import Data, Fraction, Guide, PositiveInt, Recall, Render, UserError
+from personalign.plans import Rater, Sampling
 from personalign.policy.features import Reader
 from personalign.policy.logprobs import Branches, batches, token_states
 from personalign.policy.reference import MAX_TOKENS, standing
 from personalign.policy.reward_heads import ValueHead
 from personalign.runtime.progress import track
 from personalign.runtime.seeds import derive
-from personalign.types import Rater, Sampling, Score
+from personalign.types import Score
 
 if TYPE_CHECKING:
     from personalign.policy.policy import Policy

@@ -42,7 +42,7 @@ class _Strict(BaseModel):
 
 
 class SamplingValues(_Strict):
-    """How tokens are drawn (see types.Sampling)."""
+    """How tokens are drawn (see plans.Sampling)."""
 
     temperature: NonNegativeFloat
     top_k: NaturalInt

@@ -23,8 +23,9 @@ from personalign.data.exact_pool import Prompt, of_split, prompts
 from personalign.data.exact_source import Source
 from personalign.data.exact_stances import DRAWS, Population
 from personalign.data.exact_statements import statement, unknown_dimensions
+from personalign.plans import Sampling
 from personalign.runtime.files import content_hash
-from personalign.types import SPLITS, Event, Message, Pair, Request, Sampling, Stance, UserState
+from personalign.types import SPLITS, Event, Message, Pair, Request, Stance, UserState
 
 SOURCE = "exact_users"
 # What of the arguments says where the pool comes from: its content counts instead.

@@ -17,10 +17,11 @@ from personalign.contracts import (
     StanceValue,
     UserError,
 )
+from personalign.plans import Plan
 from personalign.reward.verdicts import Verdicts
 from personalign.runtime.endpoint import Endpoint
 from personalign.runtime.templates import checked, fill
-from personalign.types import Message, Plan, Request, Score, UserState
+from personalign.types import Message, Request, Score, UserState
 
 if TYPE_CHECKING:
     from personalign.policy.policy import Policy
