@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
 from urllib.parse import urlsplit
 
-from personalign.contracts import UserError
+from personalign.contracts import NaturalInt, NonNegativeFloat, PositiveFloat, PositiveInt, UserError
 from personalign.runtime.files import content_hash, write_atomic
 
 LARGEST = 1 << 24  # bytes of a reply that are read
@@ -53,6 +53,21 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None
+
+
+class EndpointKeys(TypedDict):
+    """What a part that asks an endpoint is told of it."""
+
+    url: str | None
+    url_variable: str
+    key_variable: str
+    model: str
+    limit_name: Literal["max_tokens", "max_completion_tokens"]
+    timeout: PositiveFloat
+    retries: NaturalInt
+    backoff: NonNegativeFloat
+    concurrency: PositiveInt
+    cache: str
 
 
 @dataclass(frozen=True, kw_only=True)
