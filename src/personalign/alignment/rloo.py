@@ -67,7 +67,7 @@ class RLOO(Trained):
         # No dropout: the policy that learns is the one that answers.
         self.adapters = Adapters((adapter,), LoRAConfig(rank, alpha, 0.0, tuple(targets)), depth)
         self.adapter, self.samples, self.normalize, self.side_by_side = adapter, samples, normalize, side_by_side
-        self.beta, self.target, self.horizon = beta, target_kl, horizon
+        self.penalty = Penalty(beta, target_kl, horizon)
         self.guide: Guide | None = None
 
     def bind(self, guide: Guide | None, recall: Recall) -> None:
@@ -81,8 +81,7 @@ class RLOO(Trained):
         after = (*before, (self.adapter, 1.0))
         prompts = rendered(policy, data, render, self.limits, self.adapter)
         told = [[prompt.request.id, prompt.ids] for prompt in prompts]
-        penalty = Penalty(self.beta, self.target, self.horizon)
-        knobs = [self.samples, self.limits, penalty, self.normalize]
+        knobs = [self.samples, self.limits, self.penalty, self.normalize]
         content = ["rloo", standing(policy), before, self.adapters, knobs, told]
         content.append(self.guide.content([prompt.request for prompt in prompts]))
         course = LeaveOneOut(
@@ -93,7 +92,7 @@ class RLOO(Trained):
             after,
             sampling=self._sampling(fitting.seed),
             side_by_side=self.side_by_side,
-            penalty=replace(penalty),
+            penalty=replace(self.penalty),
             normalize=self.normalize,
         )
         items = {self.adapter: [Item(len(prompt.ids), prompt.request.messages) for prompt in prompts]}
