@@ -21,6 +21,7 @@ Step = tuple[str, str, ClassView]
 TOGETHER = ("data", "model", "truth")
 WAY = (*TOGETHER, "guide_model", "memory", "alignment", "generation", "boundary", "feedback", "query", "evaluation")
 LATE = ("guide", "universal")
+REWARDS = ("truth", *LATE)
 MEMORY = "memory"
 WEIGHTS = "model.weights"
 # Alignment trains on the prompts that generation renders, so what these hold, and how it plans, is there before.
@@ -72,7 +73,7 @@ def _steps(tree: Mapping[str, Any]) -> list[Step]:
 def _gives(slot: str, seen: ClassView | PartView) -> set[str]:
     if slot == "guide_model":
         return set()
-    return {*seen.provides, *([f"reward.{slot}"] if slots()[slot].folder == "reward" else [])}
+    return {*seen.provides, *([f"reward.{slot}"] if slot in REWARDS else [])}
 
 
 def _needs(slot: str, seen: ClassView) -> list[str]:
