@@ -15,8 +15,8 @@ from personalign import Experiment
 from personalign.composition.compose import assemble
 from personalign.composition.composer import Composer
 from personalign.composition.home import choices, homes
+from personalign.composition.layers import Choice, from_overrides
 from personalign.composition.layers import chosen as chosen_of
-from personalign.composition.layers import from_overrides
 from personalign.composition.parts import groups
 from personalign.composition.validate import illegal
 
@@ -63,7 +63,7 @@ def words(chosen: Chosen) -> list[str]:
 
 def legal(chosen: Chosen, fixed: Pair, deep: int = DEEP) -> Chosen | None:
     """The composition with what its messages advise, followed until it is legal; None where no advice helps."""
-    said = complaint(tuple(words(chosen)))
+    said = complaint(tuple(chosen.items()))
     if said is None:
         return chosen
     for key, names in ADVICE.findall(said) if deep else []:
@@ -79,13 +79,18 @@ def legal(chosen: Chosen, fixed: Pair, deep: int = DEEP) -> Chosen | None:
 
 
 @cache
-def complaint(line: tuple[str, ...]) -> str | None:
+def complaint(chosen: tuple[tuple[str, tuple[str, ...]], ...]) -> str | None:
     """The first thing that is illegal in a composition; None for a legal one."""
-    picked = chosen_of([from_overrides(line)])
+    picked = {**small(), **{key: names if groups()[key].many else names[0] for key, names in chosen}}
     tree = {**_composed()(homes(), tuple(picked.items()))}
     tree["trainer"] = {**tree["trainer"], "devices": 1}  # not yet resolved
     tree["choices"] = {groups()[key].slot: value for key, value in picked.items()}
     return next(iter(illegal(tree)), None)
+
+
+@cache
+def small() -> dict[str, Choice]:
+    return chosen_of([from_overrides(SMALL)])
 
 
 def pairs() -> Iterator[Pair]:
