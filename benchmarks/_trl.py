@@ -12,7 +12,7 @@ import _shared as bench  # before torch: it settles the threads
 import torch
 from torch import Tensor
 
-from personalign.alignment.learner import Recipe
+from personalign.alignment.recipe import Recipe
 from personalign.policy.logprobs import Branches
 from personalign.policy.lora import LoRAConfig
 

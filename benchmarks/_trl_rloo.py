@@ -22,7 +22,7 @@ def settings(stage: RLOO, precision: str, folder: Path, **changes: Any) -> Any:
     recipe = stage.recipe
     return RLOOConfig(
         output_dir=str(folder),
-        beta=stage.beta,
+        beta=stage.penalty.beta,
         num_generations=stage.samples,
         per_device_train_batch_size=recipe.batch_size * stage.samples,
         max_completion_length=stage.limits.max_answer,

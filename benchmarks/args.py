@@ -28,11 +28,12 @@ from personalign.decoding.decoder import Decoder
 from personalign.decoding.prefill import prefill
 from personalign.decoding.prefixes import Prefixes
 from personalign.decoding.rows import Answer, Job, Row
+from personalign.plans import Candidates, Chat, Plan, Sampling, Stream, Value
 from personalign.policy.features import Reader
 from personalign.policy.policy import Policy
 from personalign.policy.reward_heads import BradleyTerryHead, rater
 from personalign.policy.trunk import Trunk
-from personalign.types import Candidates, Chat, Message, Plan, Sampling, Stream, Value
+from personalign.types import Message
 
 VALUE = Value("args")
 Answers = list[list[int]]

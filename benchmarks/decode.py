@@ -29,9 +29,10 @@ from personalign.alignment.trainees import Adapters
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
 from personalign.generation.context_steering import amulet_strength
+from personalign.plans import Candidates, Chat, Plan, Sampling, Stream
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.policy import Policy
-from personalign.types import Candidates, Chat, Message, Plan, Sampling, Stream
+from personalign.types import Message
 
 BETA = 0.8  # PAD's strength in its released settings
 TOP = 10  # candidates, as in PAD

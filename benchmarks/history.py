@@ -23,8 +23,9 @@ import torch
 from personalign.decoding.batch import Batch
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Answer, Job
+from personalign.plans import Chat, Plan, Sampling, Stream
 from personalign.policy.policy import Policy
-from personalign.types import Chat, Message, Plan, Sampling, Stream
+from personalign.types import Message
 
 SIDES = {"once": 0, "for each": None}  # what the decoder keeps of beginnings; without it every prompt is read whole
 

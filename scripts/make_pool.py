@@ -16,8 +16,8 @@ from pathlib import Path
 from personalign.contracts import UserError
 from personalign.data.exact_pool import SHIPPED, Pool, prompts, read_pool, write_pool
 from personalign.data.exact_source import header, sample
+from personalign.plans import Sampling
 from personalign.ratings.dimensions import DIMENSIONS, rate
-from personalign.types import Sampling
 
 
 def make(path: Path, overrides: list[str]) -> None:

@@ -12,10 +12,11 @@ import torch
 
 from personalign import Experiment, compose
 from personalign.judging import choice_scores
+from personalign.plans import Chat, Plan, Stream
 from personalign.policy.lora import LoRAConfig, parameters
 from personalign.policy.policy import Policy
 from personalign.system import System
-from personalign.types import Chat, Message, Messages, Plan, Request, Stream
+from personalign.types import Message, Messages, Request
 
 ASKED = Request(
     id="r",

@@ -11,8 +11,8 @@ import pytest
 from personalign import Experiment, compose
 from personalign.contracts import UserError
 from personalign.generation.history_prefix import HistoryPrefix
+from personalign.plans import Chat, Soft
 from personalign.system import System
-from personalign.types import Chat, Soft
 
 SMALL = ["model=tiny", "precision=fp32", "data.users=4", "data.pool=shipped", "debug=fast"]
 

@@ -25,9 +25,10 @@ from personalign.composition.build import build
 from personalign.composition.parts import PartView, catalogue
 from personalign.contracts import Generation, Memory
 from personalign.memory.recency import Recency
+from personalign.plans import PolicySpec
 from personalign.ratings.dimensions import DIMENSIONS
 from personalign.system import System
-from personalign.types import EVENT_KINDS, Event, Message, PolicySpec, Request, Response, Score, UserState
+from personalign.types import EVENT_KINDS, Event, Message, Request, Response, Score, UserState
 
 USERS = ("ana", "Ana", "an")  # one mistaken for another by case or prefix would show
 SPEC = PolicySpec(

@@ -16,13 +16,14 @@ from personalign.alignment.own import adapter_name
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
 from personalign.generation.plain import Plain
+from personalign.plans import Plan, Sampling
 from personalign.policy import lora
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.policy import Policy
 from personalign.policy.tiny import random_llama
 from personalign.reward.implicit import Implicit
 from personalign.system import System
-from personalign.types import Message, Plan, Request, Sampling, UserState
+from personalign.types import Message, Request, UserState
 
 NEW = 8
 USERS = ("ana", "ben", "carl", "nobody", "no one")

@@ -11,10 +11,11 @@ from personalign.decoding.decoder import Decoder
 from personalign.decoding.queue import Groups
 from personalign.decoding.remote import RemoteDecoder
 from personalign.decoding.rows import Job
+from personalign.plans import Sampling
 from personalign.runtime.progress import track
 from personalign.runtime.rundir import RunDir
 from personalign.system import System, base_plan
-from personalign.types import Cost, Request, Response, Sampling, Score
+from personalign.types import Cost, Request, Response, Score
 
 # By request: for every sample the answers of its steps.
 Lines = dict[str, list[list[Response]]]

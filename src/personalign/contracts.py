@@ -4,6 +4,7 @@ A part states, as literal class attributes that are read from its source without
 `needs` and `provides` (names that must have been provided earlier on the way), `paper` and `node`
 (its place in the survey's Figure 4). Its keyword arguments are its YAML keys; their annotations are
 checked before anything heavy is imported, so they are built from the names in this module alone.
+Keys that several parts share may be a TypedDict: `**rest: Unpack[Keys]`.
 """
 
 from __future__ import annotations
@@ -15,22 +16,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Prot
 
 from annotated_types import Ge, Gt, Le
 
-from personalign.types import (
-    Calibration,
-    Event,
-    Figure,
-    Judged,
-    JudgedPair,
-    Messages,
-    Pair,
-    Plan,
-    PolicySpec,
-    Request,
-    Response,
-    Sampling,
-    Score,
-    UserState,
-)
+from personalign.plans import Plan, PolicySpec, Sampling
+from personalign.results import Calibration, Figure, Judged, JudgedPair
+from personalign.types import Event, Messages, Pair, Request, Response, Score, UserState
 
 if TYPE_CHECKING:
     import numpy as np

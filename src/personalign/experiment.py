@@ -112,19 +112,12 @@ class Experiment:
             loop, tuning = Loop(system, mine), Tuning(system, mine)
         with self._timed("alignment"):
             training = self._align(system)
-        tuned = None
-        if tuning.requests:
-            with self._timed("tuning"):
-                tuned = tuning.choose(rank, ranks)
+        tuned = self._tune(tuning, rank, ranks) if tuning.requests else None
         requests = system.requests()
         curve: list[Point] = []
         for round in range(self.cfg.rounds + 1):
             if round:
-                with self._timed("feedback"):
-                    loop.ask(ranks)
-                if self.cfg.asking.refit:
-                    with self._timed("alignment"):
-                        training = self._align(system, loop.told)
+                training = self._hear(system, loop, ranks) or training
             with self._timed("generation"):
                 answer(system, mine, requests, rank, ranks)
                 wait_for_all(ranks)
@@ -151,6 +144,19 @@ class Experiment:
             training[name] = dict(stage.fit(system.policy.learner, data, teacher.render, self._fitting()))
         system.learned()
         return training
+
+    def _tune(self, tuning: Tuning, rank: int, ranks: int) -> dict[str, Any]:
+        with self._timed("tuning"):
+            return tuning.choose(rank, ranks)
+
+    def _hear(self, system: System, loop: Loop, ranks: int) -> dict[str, dict[str, float]] | None:
+        """Ask users, and align anew with what they say where that is wanted."""
+        with self._timed("feedback"):
+            loop.ask(ranks)
+        if not self.cfg.asking.refit:
+            return None
+        with self._timed("alignment"):
+            return self._align(system, loop.told)
 
     def _teacher(self, system: System) -> System:
         """Whose data and prompts are learned from: this composition's, or those of the run it takes its policy from."""

@@ -9,22 +9,11 @@ from typing import Any
 
 from personalign.decoding.scoring import Reading, score_readings
 from personalign.evaluation.text import words
+from personalign.results import Calibration, ChoiceScore, Figure, Judged, JudgedPair
 from personalign.runtime.files import write_atomic
 from personalign.runtime.rundir import RunDir
 from personalign.system import System, base_plan
-from personalign.types import (
-    Calibration,
-    ChoiceScore,
-    Cost,
-    Figure,
-    Judged,
-    JudgedPair,
-    Pair,
-    Request,
-    Response,
-    Score,
-    UserState,
-)
+from personalign.types import Cost, Pair, Request, Response, Score, UserState
 
 # The given answers with all that was measured on them, one a line.
 ANSWERS = "answers.jsonl"

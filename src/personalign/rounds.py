@@ -18,11 +18,12 @@ import numpy as np
 from personalign.answering import offer
 from personalign.contracts import Data, UserError
 from personalign.judging import true_scores
+from personalign.results import Figure
 from personalign.runtime.files import append_line, read_jsonl
 from personalign.runtime.ranks import wait_for_all
 from personalign.runtime.rundir import RunDir
 from personalign.system import System
-from personalign.types import Event, Figure, Pair, Request, Response, Stance
+from personalign.types import Event, Pair, Request, Response, Stance
 
 ROUNDS = "rounds.jsonl"
 Line = dict[str, Any]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
-from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from personalign.budget import within
@@ -32,58 +29,11 @@ from personalign.contracts import (
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.remote import RemoteDecoder
 from personalign.decoding.rows import Job
+from personalign.plans import Chat, Plan, PolicySpec, Sampling, Stream
+from personalign.policy.loaded import load_policy
 from personalign.policy.loading import Remote
 from personalign.policy.policy import Policy
-from personalign.types import (
-    Chat,
-    Event,
-    Messages,
-    Plan,
-    PolicySpec,
-    Request,
-    Response,
-    Sampling,
-    Score,
-    Stream,
-    UserState,
-)
-
-_loaded: dict[str, Policy] = {}
-
-
-def load_policy(cfg: DictConfig) -> Policy:
-    """The base policy of a composition; the last one stays loaded, so that a sweep reads its model once."""
-    model = OmegaConf.to_container(cfg.model, resolve=True)
-    further = further_model(cfg)
-    key = str((model, further, cfg.precision, cfg.paths.cache))
-    if key not in _loaded:
-        _loaded.clear()
-        cache = Path(cfg.paths.cache).expanduser()
-        _loaded[key] = build(cfg.model).build(cache, cfg.precision)
-        if further is not None:
-            _loaded[key].add_guest("guide", build(further).build(cache, cfg.precision))
-    policy = _loaded[key]
-    policy.reset()
-    for one in (policy, policy.learner):
-        one.model.to(_device(cfg.trainer.accelerator))
-    return policy
-
-
-def further_model(cfg: DictConfig) -> dict[str, Any] | None:
-    """What `guide_model` names, if anything; runs of before it have no such key."""
-    node = cfg.get("guide_model")
-    return None if node is None or node._target_ is None else cast(dict[str, Any], OmegaConf.to_container(node))
-
-
-def _device(accelerator: str) -> torch.device:
-    """Where this process computes. Raises UserError when a GPU is asked for and there is none."""
-    if accelerator == "cpu":
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UserError(
-            f"trainer.accelerator={accelerator} needs a GPU that torch can use, and there is none: trainer=cpu"
-        )
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+from personalign.types import Event, Messages, Request, Response, Score, UserState
 
 
 class System:

@@ -16,11 +16,12 @@ from personalign.answering import answer
 from personalign.contracts import UserError
 from personalign.decoding.rows import Job
 from personalign.judging import base_nll, given, true_scores
+from personalign.results import Figure
 from personalign.runtime.files import append_line, make_folder
 from personalign.runtime.ranks import wait_for_all
 from personalign.runtime.rundir import RunDir
 from personalign.system import System, base_plan
-from personalign.types import Cost, Figure, Request, Response
+from personalign.types import Cost, Request, Response
 
 Answered = Sequence[tuple[Request, Response]]
 # What a strength came to: its reward (a `Figure`), perplexity and cost; strength null is the untouched base.

@@ -17,10 +17,11 @@ from personalign.alignment.preference import Preference
 from personalign.alignment.user_adapter import UserAdapter
 from personalign.contracts import UserError
 from personalign.generation.cope import CoPe as Generation
+from personalign.plans import Deltas, Sampling
 from personalign.policy import lora
 from personalign.policy.logprobs import Branches, answer_logprobs
 from personalign.policy.policy import Policy
-from personalign.types import Deltas, Pair, Sampling, UserState
+from personalign.types import Pair, UserState
 
 Make = Callable[..., Any]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from personalign.alignment.learner import Learner, Recipe, rate
+from personalign.alignment.learner import Learner
+from personalign.alignment.recipe import Recipe
 from personalign.policy.policy import Policy
 
 
@@ -24,12 +25,12 @@ def recipe(**changes: object) -> Recipe:
 
 
 def test_rates_rise_and_fall() -> None:
-    linear = [rate(recipe(), step) for step in range(10)]
+    linear = [recipe().rate(step) for step in range(10)]
     assert linear == pytest.approx([0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125])
-    cosine = [rate(recipe(schedule="cosine", warmup=0.0), step) for step in range(10)]
+    cosine = [recipe(schedule="cosine", warmup=0.0).rate(step) for step in range(10)]
     assert cosine[0] == 1.0 and cosine[5] == pytest.approx(0.5) and cosine == sorted(cosine, reverse=True)
-    assert {rate(recipe(schedule="constant", warmup=0.0), step) for step in range(10)} == {1.0}
-    assert rate(recipe(warmup=1.0), 9) == 1.0
+    assert {recipe(schedule="constant", warmup=0.0).rate(step) for step in range(10)} == {1.0}
+    assert recipe(warmup=1.0).rate(9) == 1.0
 
 
 def test_a_group_is_clipped_by_its_own_norm(tiny: Policy) -> None:

@@ -19,12 +19,13 @@ from personalign.alignment.vpl import Variational, VPLStage, annealing
 from personalign.contracts import Memory, Reward, UserError
 from personalign.memory.lore_weights import LoReWeights
 from personalign.memory.vpl import VPL as VPLMemory
+from personalign.plans import Plan
 from personalign.policy.features import Reader
 from personalign.policy.policy import Policy
 from personalign.policy.reward_heads import BradleyTerryHead, LoReHead
 from personalign.policy.vpl import VPLHead
 from personalign.reward.learned import VPL, BradleyTerry, LoRe
-from personalign.types import Event, Message, Pair, Plan, Request, UserState
+from personalign.types import Event, Message, Pair, Request, UserState
 
 Make = Callable[..., Any]
 READER = Reader((), "mean", 60, 60)

@@ -16,13 +16,14 @@ from personalign.alignment.penalty import Penalty
 from personalign.alignment.rloo import RLOO
 from personalign.alignment.rollouts import LeaveOneOut, Prompt
 from personalign.contracts import Guide, UserError
+from personalign.plans import Sampling
 from personalign.policy import lora
 from personalign.policy.loading import Tiny
 from personalign.policy.logprobs import answer_logprobs
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.policy import Policy
 from personalign.runtime.fitting import Fitting
-from personalign.types import Message, Pair, Request, Sampling
+from personalign.types import Message, Pair, Request
 
 Make = Callable[..., Any]
 AFTER = (("a", 1.0),)

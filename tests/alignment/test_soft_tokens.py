@@ -19,12 +19,13 @@ from personalign.contracts import UserError
 from personalign.decoding.rows import prompt_ids
 from personalign.generation.soft_tokens import HEAD as HEAD_OF_GENERATION
 from personalign.generation.soft_tokens import SoftTokens as Generation
+from personalign.plans import Soft
 from personalign.policy import lora
 from personalign.policy.logprobs import Branches, answer_logprobs
 from personalign.policy.policy import Policy
 from personalign.policy.tiny import random_llama
 from personalign.policy.user_tokens import UserTokens
-from personalign.types import Message, Pair, Request, Soft, UserState
+from personalign.types import Message, Pair, Request, UserState
 
 Make = Callable[..., Any]
 USERS = ("u0", "u1", "u2")

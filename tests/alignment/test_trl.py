@@ -12,12 +12,13 @@ from personalign.alignment.penalty import Penalty
 from personalign.alignment.preference import Preference
 from personalign.alignment.rollouts import LeaveOneOut, Prompt
 from personalign.contracts import Guide
+from personalign.plans import Sampling
 from personalign.policy import lora
 from personalign.policy.logprobs import Branches, answer_logprobs
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.policy import Policy
 from personalign.policy.tiny import byte_tokenizer, random_llama
-from personalign.types import Message, Request, Sampling, Score
+from personalign.types import Message, Request, Score
 
 pytest.importorskip("trl")
 TARGETS = ("q_proj", "v_proj", "down_proj")

@@ -12,11 +12,12 @@ import torch
 from personalign.alignment.losses import td_lambda
 from personalign.alignment.vas import HEAD, Beginnings, VASStage
 from personalign.contracts import Guide, UserError
+from personalign.plans import Rater
 from personalign.policy.features import Reader
 from personalign.policy.policy import Policy
 from personalign.policy.reward_heads import ValueHead
 from personalign.runtime.fitting import Fitting
-from personalign.types import Pair, Rater, Score
+from personalign.types import Pair, Score
 
 Make = Callable[..., Any]
 NAMES = ("letters", "spaces")

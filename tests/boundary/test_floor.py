@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from personalign.boundary.floor import Floor
 from personalign.contracts import UserError
 from personalign.generation.best_of_n import BestOfN
-from personalign.types import Chat, Message, Plan, Request, Response, Score, Stream
+from personalign.plans import Chat, Plan, Stream
+from personalign.types import Message, Request, Response, Score
 
 ASK = Request(id="q", user="ada", messages=(Message("user", "Hi"),))
 NUMBERS = st.integers(-2, 2).map(float) | st.floats(-5, 5)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from personalign.boundary.none import NoBoundary
-from personalign.types import Chat, Message, Plan, Request, Response, Stream
+from personalign.plans import Chat, Plan, Stream
+from personalign.types import Message, Request, Response
 
 
 def test_plans_and_responses_pass():

@@ -8,8 +8,9 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Unpack, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -113,10 +114,20 @@ def test_the_light_view_equals_the_imported_class(part: PartView) -> None:
         assert getattr(part, name) == getattr(cls, name)
     assert part.strength == getattr(cls, "strength", "") and (not part.strength or part.strength in part.params)
     assert part.doc == (inspect.getdoc(cls) or "").partition("\n")[0]
+    assert part.params == dict(keywords(cls))
+
+
+def keywords(cls: type) -> Iterator[tuple[str, Any]]:
+    """The arguments of the imported class with their types, all by name alone and without a default; shared keys are
+    in a TypedDict."""
     hints = get_type_hints(cls.__init__, include_extras=True)
-    signature = inspect.signature(cls).parameters
-    assert part.params == {name: hints[name] for name in signature}
-    assert all(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in signature.values())
+    for name, one in inspect.signature(cls).parameters.items():
+        assert one.kind in (one.KEYWORD_ONLY, one.VAR_KEYWORD) and one.default is one.empty
+        if one.kind is one.VAR_KEYWORD:
+            assert get_origin(hints[name]) is Unpack
+            yield from get_type_hints(*get_args(hints[name]), include_extras=True).items()
+        else:
+            yield name, hints[name]
 
 
 @pytest.mark.parametrize("part", PARTS, ids=of)

@@ -10,7 +10,7 @@ import pytest
 from annotated_types import Ge
 
 from personalign.composition.source import view
-from personalign.contracts import PositiveInt, UserError
+from personalign.contracts import Fraction, PositiveInt, UserError
 
 BASE = """
 from __future__ import annotations
@@ -37,6 +37,18 @@ class Derived(Root, Mixin):
 class Own(Derived):
     needs = ()
     def __init__(self, *, n: PositiveInt, w: "dict[str, list[float]]") -> None: ...
+
+class Keys(TypedDict):
+    low: Fraction
+
+class More(Keys):
+    high: int | None
+
+class Sharing(Derived):
+    def __init__(self, *, n: PositiveInt, **rest: Unpack[More]) -> None: ...
+
+class Open(Derived):
+    def __init__(self, *, n: PositiveInt, **rest: object) -> None: ...
 '''
 
 
@@ -64,6 +76,11 @@ def test_own_values_win_over_inherited(plugin: str) -> None:
     seen = view(f"{plugin}.derived.Own")
     assert (seen.needs, seen.provides) == ((), ("c",))
     assert seen.params == {"n": PositiveInt, "w": dict[str, list[float]]}
+
+
+def test_shared_keys_are_those_of_a_typed_dict_and_its_bases(plugin: str) -> None:
+    assert view(f"{plugin}.derived.Sharing").params == {"n": PositiveInt, "low": Fraction, "high": int | None}
+    assert view(f"{plugin}.derived.Open").params == {"n": PositiveInt}
 
 
 def test_a_class_is_found_where_its_package_names_it(plugin: str) -> None:

@@ -22,10 +22,11 @@ from personalign.data.exact_pool import SHIPPED, prompts, read_pool
 from personalign.data.exact_stances import Persona
 from personalign.data.exact_statements import PHRASES, TOPICS, statement
 from personalign.data.exact_users import ExactUsers
+from personalign.plans import Sampling
 from personalign.ratings.dimensions import DIMENSIONS
 from personalign.reward.exact import Exact
 from personalign.reward.lexicon import Lexicon
-from personalign.types import Request, Sampling, UserState
+from personalign.types import Request, UserState
 
 CONF = Path(__file__).parents[2] / "conf"
 STOP = set(re.findall("[a-z]+", "a an the of to in on for and or is it i my me do how what are with that"))

@@ -10,6 +10,7 @@ import reference as brute
 import torch
 from torch import Tensor, nn
 
+from personalign.plans import Rater
 from personalign.policy.features import Reader
 from personalign.policy.history_tokens import HistoryTokens
 from personalign.policy.loading import Tiny
@@ -17,7 +18,6 @@ from personalign.policy.lora import LoRAConfig
 from personalign.policy.policy import Policy
 from personalign.policy.reward_heads import BradleyTerryHead, LoReHead, ValueHead
 from personalign.policy.soft import SoftHead
-from personalign.types import Rater
 
 DIMENSIONS = ("warmth", "grade", "formality")
 

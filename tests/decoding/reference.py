@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from personalign.plans import Chat, Combine, Plan, Soft, Stream, Value
 from personalign.policy.policy import Policy
-from personalign.types import Chat, Combine, Plan, Soft, Stream, Value
 
 Row = npt.NDArray[np.float64]
 HALVINGS = 400

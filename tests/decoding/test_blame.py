@@ -8,9 +8,10 @@ import torch
 from personalign.contracts import UserError
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
+from personalign.plans import Candidates, Chat, Combine, Plan, Sampling, Stream
 from personalign.policy.lora import LoRAConfig, parameters
 from personalign.policy.policy import Policy
-from personalign.types import Candidates, Chat, Combine, Message, Plan, Sampling, Stream
+from personalign.types import Message
 
 PROMPT = (Chat((Message("user", "Hi"),)),)
 BAD, GOOD = (("bad", 0.5),), (("good", 1.0),)

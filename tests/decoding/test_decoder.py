@@ -14,9 +14,10 @@ from personalign.contracts import UserError
 from personalign.decoding import prefill
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job, Source, parts
+from personalign.plans import Candidates, Chat, Deltas, Plan, Sampling, Stream
 from personalign.policy.lora import LoRAConfig, parameters
 from personalign.policy.policy import Policy
-from personalign.types import Candidates, Chat, Deltas, Message, Plan, Sampling, Stream
+from personalign.types import Message
 
 TEXTS = [
     "Hi",

@@ -13,8 +13,9 @@ from personalign.decoding.decoder import Decoder
 from personalign.decoding.divergence import optimum
 from personalign.decoding.rows import Job
 from personalign.decoding.scoring import Reading, score_readings
+from personalign.plans import Candidates, Chat, Combine, Plan, Sampling, Stream
 from personalign.policy.policy import Policy
-from personalign.types import Candidates, Chat, Combine, Message, Plan, Sampling, Stream
+from personalign.types import Message
 
 DIVERGENCES: tuple[Combine, ...] = ("forward_kl", "jensen_shannon")
 SEEDS = st.integers(0, 2**32 - 1)

@@ -11,8 +11,9 @@ import reference as brute
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
 from personalign.decoding.scoring import Reading, score_readings
+from personalign.plans import Candidates, Chat, Plan, Sampling, Stream, Value
 from personalign.policy.policy import Policy
-from personalign.types import Candidates, Chat, Message, Plan, Sampling, Stream, Value
+from personalign.types import Message
 
 PLAIN = (Chat((Message("user", "What is tea?"),)),)
 WISH = (Chat((Message("user", "What is tea? Answer in verse."),)),)

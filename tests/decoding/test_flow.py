@@ -15,11 +15,12 @@ from personalign.decoding.batch import Batch
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.flow import Flow
 from personalign.decoding.rows import Job, kind
+from personalign.plans import Candidates, Chat, Deltas, Plan, Sampling, Soft, Stream
 from personalign.policy.heads import HiddenHead
 from personalign.policy.lora import LoRAConfig, parameters
 from personalign.policy.policy import Policy
 from personalign.policy.soft import SoftHead
-from personalign.types import Candidates, Chat, Deltas, Message, Plan, Response, Sampling, Soft, Stream
+from personalign.types import Message, Response
 
 WIDE = 100_000
 ALL = Candidates()

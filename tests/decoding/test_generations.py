@@ -16,8 +16,9 @@ from personalign.composition.parts import catalogue
 from personalign.contracts import Generation
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
+from personalign.plans import Plan, Sampling
 from personalign.policy.policy import Policy
-from personalign.types import Message, Plan, Request, Response, Sampling, Score, Snippet, Stance, UserState
+from personalign.types import Message, Request, Response, Score, Snippet, Stance, UserState
 
 CHOICES = sorted(part.choice for part in catalogue() if part.group == "generation")
 VARIANTS = [

@@ -16,10 +16,11 @@ from personalign.decoding.decoder import Decoder
 from personalign.decoding.guests import Company
 from personalign.decoding.rows import Answer, Job, guests_of
 from personalign.decoding.scoring import Reading, score_readings
+from personalign.plans import Candidates, Chat, Plan, Sampling, Stream
 from personalign.policy.covering import covering
 from personalign.policy.lora import LoRAConfig, parameters
 from personalign.policy.policy import Policy
-from personalign.types import Candidates, Chat, Message, Plan, Sampling, Stream
+from personalign.types import Message
 
 LETTERS = "abcé\u0120Ã©"  # é and the space as the vocabulary writes their bytes; é itself is another byte's letter
 MERGES = {

@@ -11,8 +11,9 @@ import vocabularies
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.guests import Company
 from personalign.decoding.rows import Answer, Job, guests_of
+from personalign.plans import Candidates, Chat, Plan, Sampling, Stream
 from personalign.policy.policy import Policy
-from personalign.types import Candidates, Chat, Message, Plan, Sampling, Stream
+from personalign.types import Message
 
 pytestmark = [pytest.mark.slow, pytest.mark.model]
 

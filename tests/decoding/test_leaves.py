@@ -17,8 +17,9 @@ from personalign.decoding.batch import Batch
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
 from personalign.decoding.scoring import Reading, score_readings
+from personalign.plans import Candidates, Chat, Plan, Sampling, Soft, Stream, Value
 from personalign.policy.policy import Policy
-from personalign.types import Candidates, Chat, Message, Plan, Response, Sampling, Soft, Stream, Value
+from personalign.types import Message, Response
 
 TEN = Candidates("top_k", 10)
 DPO = (("dpo", 1.0),)

@@ -16,9 +16,10 @@ from personalign.decoding.decoder import Decoder
 from personalign.decoding.prefill import prefill
 from personalign.decoding.prefixes import LEAST, cut
 from personalign.decoding.rows import Answer, Job, Source, parts, prompt_ids
+from personalign.plans import Candidates, Chat, Deltas, Plan, Sampling, Segment, Soft, Stream, Tokens
 from personalign.policy.policy import Policy
 from personalign.policy.trunk import Trunk
-from personalign.types import Candidates, Chat, Deltas, Message, Plan, Response, Sampling, Segment, Soft, Stream, Tokens
+from personalign.types import Message, Response
 
 KEPT = 100_000
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
+from personalign.plans import Candidates, Chat, Combine, Plan, Sampling, Soft, Stream, Tokens, Value
 from personalign.policy.policy import Policy
-from personalign.types import Candidates, Chat, Combine, Message, Plan, Sampling, Soft, Stream, Tokens, Value
+from personalign.types import Message
 
 PROMPTS = (
     (Chat((Message("user", "Hi"),)),),

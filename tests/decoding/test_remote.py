@@ -17,10 +17,11 @@ from personalign.contracts import UserError
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.remote import RemoteDecoder, refuses
 from personalign.decoding.rows import Job
+from personalign.plans import Candidates, Chat, Plan, Sampling, Soft, Stream, Tokens
 from personalign.policy.loading import Tiny
 from personalign.policy.policy import Policy
 from personalign.runtime.endpoint import Endpoint
-from personalign.types import Candidates, Chat, Message, Plan, Sampling, Soft, Stream, Tokens
+from personalign.types import Message
 
 KEY = "sk-very-secret-0123456789"
 SMALL = [

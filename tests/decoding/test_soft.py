@@ -15,10 +15,11 @@ from personalign.decoding import prefill
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
 from personalign.decoding.scoring import Reading, score_readings
+from personalign.plans import Candidates, Chat, Plan, Sampling, Segment, Soft, Stream, Tokens
 from personalign.policy.lora import LoRAConfig, parameters
 from personalign.policy.policy import Policy
 from personalign.policy.soft import SoftHead
-from personalign.types import Candidates, Chat, Message, Plan, Sampling, Segment, Soft, Stream, Tokens
+from personalign.types import Message
 
 SAID = {"ada": (40, 7, 99, 60, 61), "bo": (8, 120, 200, 30, 31)}
 TEXTS = [

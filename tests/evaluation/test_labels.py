@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from personalign.evaluation.labels import error, f1_counts, likeliest, macro_f1, named, offered
-from personalign.types import ChoiceScore, Message, Request
+from personalign.results import ChoiceScore
+from personalign.types import Message, Request
 
 TAGS = ("comedy", "dark comedy", "sci-fi", "action")
 STARS = ("1", "2", "3", "4", "5")

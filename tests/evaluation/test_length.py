@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from personalign.evaluation.length import LengthControl
-from personalign.types import Calibration
+from personalign.results import Calibration
 
 
 def points(user: str, lengths: list[int], slope: float, level: float) -> list[Calibration]:

@@ -12,7 +12,8 @@ from torchmetrics.functional.text import sacre_bleu_score
 
 from personalign.evaluation.references import bleu_counts, bleu_of, rouge
 from personalign.evaluation.standard import Standard
-from personalign.types import ChoiceScore, Figure, Judged, Message, Request, Response
+from personalign.results import ChoiceScore, Figure, Judged
+from personalign.types import Message, Request, Response
 
 STANDARD = Standard(
     resamples=300,

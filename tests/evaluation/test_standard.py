@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from personalign.evaluation.standard import Standard
-from personalign.types import Calibration, Cost, Judged, JudgedPair, Message, Pair, Request, Response, Score, Stance
+from personalign.results import Calibration, Judged, JudgedPair
+from personalign.types import Cost, Message, Pair, Request, Response, Score, Stance
 
 HOW = {"resamples": 300, "level": 0.95, "few_users": 5, "bootstrap_seed": 0, "length_shrinkage": 0.0, "tie": 0.1}
 

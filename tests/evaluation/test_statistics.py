@@ -24,7 +24,7 @@ from personalign.evaluation.statistics import (
     resampled,
     worst_tenth,
 )
-from personalign.types import Figure
+from personalign.results import Figure
 
 HOW = Bootstrap(resamples=400, level=0.9, few_users=10, seed=3)
 Row = tuple[str, float, float]

@@ -10,7 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from personalign.composition.build import build
-from personalign.types import Message, PolicySpec, Rater, Request, Snippet, Stance, UserState
+from personalign.plans import PolicySpec, Rater
+from personalign.types import Message, Request, Snippet, Stance, UserState
 
 CONF = Path(__file__).parents[2] / "conf"
 CHOICES = sorted(path.stem for path in (CONF / "generation").glob("*.yaml"))

@@ -8,9 +8,10 @@ import pytest
 
 from personalign.contracts import UserError
 from personalign.generation.agent import Agent
+from personalign.plans import Chat, Plan, PolicySpec
 from personalign.policy.chat import encode_chat
 from personalign.policy.tiny import byte_tokenizer
-from personalign.types import Chat, Cost, Message, Messages, Plan, PolicySpec, Request, Response, Snippet, UserState
+from personalign.types import Cost, Message, Messages, Request, Response, Snippet, UserState
 
 ASK = Request(id="q", user="ada", messages=(Message("system", "Be kind."), Message("user", "What is tea?")))
 SNIPPETS = (Snippet(" I grow roses. ", "e1", "ada"), Snippet("I read much.", "e2", "ada"))

@@ -8,7 +8,8 @@ import pytest
 
 from personalign.contracts import UserError
 from personalign.generation.aligner import Aligner, MetaAligner
-from personalign.types import Chat, Message, Plan, PolicySpec, Request, Response, Stream, UserState
+from personalign.plans import Chat, Plan, PolicySpec, Stream
+from personalign.types import Message, Request, Response, UserState
 
 ASK = Request(id="q", user="ada", messages=(Message("system", "Be kind."), Message("user", "What is tea?")))
 SPEC = PolicySpec(aligned=(("sft", 1.0),), corrector=(("aligner", 1.0),))

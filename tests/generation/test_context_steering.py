@@ -15,8 +15,9 @@ from personalign.contracts import UserError
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
 from personalign.generation.context_steering import Amulet, ContextSteering, amulet_strength
+from personalign.plans import Chat, Plan, PolicySpec, Sampling, Stream
 from personalign.policy.policy import Policy
-from personalign.types import Chat, Message, Plan, PolicySpec, Request, Sampling, Stream, UserState
+from personalign.types import Message, Request, UserState
 
 PROMPT = {"template": "Wish: {profile}", "placement": "user"}
 TEXTS = ("Hi", "Tell me about the sea.", "Why is this prompt so much longer than those before it?")

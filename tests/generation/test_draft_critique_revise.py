@@ -8,9 +8,10 @@ import pytest
 
 from personalign.contracts import UserError
 from personalign.generation.draft_critique_revise import DraftCritiqueRevise
+from personalign.plans import Chat, Plan, PolicySpec, Stream
 from personalign.policy.chat import encode_chat
 from personalign.policy.tiny import byte_tokenizer
-from personalign.types import Chat, Cost, Message, Plan, PolicySpec, Request, Response, Stream, UserState
+from personalign.types import Cost, Message, Request, Response, UserState
 
 ASK = Request(id="q", user="ada", messages=(Message("system", "Be kind."), Message("user", "What is tea?")))
 POEMS = UserState(profile="I like poems.")

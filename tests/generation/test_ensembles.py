@@ -16,9 +16,10 @@ from personalign.generation.drift import Drift
 from personalign.generation.mod import Mod
 from personalign.generation.pad import Pad
 from personalign.generation.prompting import in_system
+from personalign.plans import Candidates, Chat, Deltas, Plan, PolicySpec, Stream
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.policy import Policy
-from personalign.types import Candidates, Chat, Deltas, Message, Plan, PolicySpec, Request, Stance, Stream, UserState
+from personalign.types import Message, Request, Stance, UserState
 
 ASK = Request(id="q", user="ada", messages=(Message("user", "What is tea?"),))
 PLAIN = (Chat(ASK.messages),)

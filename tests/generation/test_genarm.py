@@ -15,10 +15,11 @@ from personalign.decoding.rows import Job
 from personalign.generation.genarm import GenARM
 from personalign.generation.pad import Pad
 from personalign.generation.plain import Plain
+from personalign.plans import Candidates, Plan, PolicySpec, Sampling
 from personalign.policy import lora
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.policy import Policy
-from personalign.types import Candidates, Message, Plan, PolicySpec, Request, Sampling, Stance, UserState
+from personalign.types import Message, Request, Stance, UserState
 
 ASK = Request(id="q", user="ada", messages=(Message("user", "What is tea?"),))
 NAMES = ("warmth", "grade")

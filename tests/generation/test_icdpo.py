@@ -12,9 +12,10 @@ import torch
 from personalign import Experiment, compose
 from personalign.generation.icdpo import ICDPO
 from personalign.generation.in_context import InContext
+from personalign.plans import Chat
 from personalign.policy.policy import Policy
 from personalign.system import System
-from personalign.types import Chat, Message, Messages, Response, Score
+from personalign.types import Message, Messages, Response, Score
 
 SMALL = [
     "model=tiny",

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personalign.generation.multi_cos import MultiCoS
-from personalign.types import Chat, Message, Plan, PolicySpec, Request, Snippet, UserState
+from personalign.plans import Chat, Plan, PolicySpec
+from personalign.types import Message, Request, Snippet, UserState
 
 PART = {"template": "{request} ({profile})", "placement": "user"}
 ASK = Request(id="q", user="ada", messages=(Message("user", "Why?"),))

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from personalign.contracts import UserError
 from personalign.generation.pad import Pad, PadScalar
 from personalign.generation.plain import Plain
-from personalign.types import Candidates, Chat, Message, Plan, PolicySpec, Request, Stance, Stream, UserState
+from personalign.plans import Candidates, Chat, Plan, PolicySpec, Stream
+from personalign.types import Message, Request, Stance, UserState
 
 Row = npt.NDArray[np.float64]
 ASK = Request(id="q", user="ada", messages=(Message("user", "What is tea?"),))

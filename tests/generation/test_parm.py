@@ -9,11 +9,12 @@ from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
 from personalign.generation.parm import PARM
 from personalign.generation.plain import Plain
+from personalign.plans import Plan, PolicySpec, Sampling
 from personalign.policy import lora
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.policy import Policy
 from personalign.policy.tiny import random_llama
-from personalign.types import Message, Plan, PolicySpec, Request, Sampling, Stance, UserState
+from personalign.types import Message, Request, Stance, UserState
 
 ASK = Request(id="q", user="ada", messages=(Message("user", "What is tea?"),))
 NAMES = ("warmth", "grade")

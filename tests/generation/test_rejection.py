@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personalign.generation.rejection import Rejection
-from personalign.types import Message, PolicySpec, Request, Response, Score, UserState
+from personalign.plans import PolicySpec
+from personalign.types import Message, Request, Response, Score, UserState
 
 ASK = Request(id="q", user="ada", messages=(Message("user", "What is tea?"),))
 POEMS = UserState(profile="I like poems.")

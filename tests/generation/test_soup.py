@@ -15,11 +15,12 @@ from personalign.decoding.rows import Job
 from personalign.decoding.scoring import Reading, score_readings
 from personalign.generation.features import simplex
 from personalign.generation.soup import Soup
+from personalign.plans import Chat, Plan, PolicySpec, Sampling, Stream
 from personalign.policy import lora
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.policy import Policy
 from personalign.policy.reference import standing
-from personalign.types import Chat, Message, Plan, PolicySpec, Request, Sampling, Stance, Stream, UserState
+from personalign.types import Message, Request, Stance, UserState
 
 ASK = Request(id="q", user="ada", messages=(Message("user", "What is tea?"),))
 FEATURES = {name: ((f"f-{name}", 1.0),) for name in ("warmth", "grade")}

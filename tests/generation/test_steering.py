@@ -10,8 +10,9 @@ from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
 from personalign.generation.plain import Plain
 from personalign.generation.steering import Steering
+from personalign.plans import Plan, PolicySpec, Sampling
 from personalign.policy.policy import Policy
-from personalign.types import Message, Plan, PolicySpec, Request, Sampling, Stance, UserState
+from personalign.types import Message, Request, Stance, UserState
 
 NAMES = ("warmth", "grade")
 VECTORS = {name: ((f"v-{name}", 1.0),) for name in NAMES}

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from personalign.composition.parts import PartView, catalogue
-from personalign.types import PolicySpec, Request, UserState
+from personalign.plans import PolicySpec
+from personalign.types import Request, UserState
 
 PARTS = [part for part in catalogue() if part.group == "generation"]
 STRONG = [part for part in PARTS if part.strength]

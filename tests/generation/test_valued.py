@@ -14,12 +14,13 @@ from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
 from personalign.decoding.scoring import Reading, score_readings
 from personalign.generation.plain import Plain
+from personalign.plans import Candidates, Chat, Plan, PolicySpec, Rater, Stream, Value
 from personalign.policy.features import Reader
 from personalign.policy.loading import Tiny
 from personalign.policy.policy import Policy
 from personalign.policy.reward_heads import BradleyTerryHead, ValueHead
 from personalign.reward.learned import BradleyTerry
-from personalign.types import Candidates, Chat, Plan, PolicySpec, Rater, Request, Stance, Stream, UserState, Value
+from personalign.types import Request, Stance, UserState
 
 NAMES = ("warmth", "grade", "formality")
 READS = (("base", 1.0),)

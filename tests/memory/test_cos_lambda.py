@@ -20,9 +20,10 @@ from personalign.decoding.rows import Job
 from personalign.generation.multi_cos import MultiCoS
 from personalign.memory.cos_lambda import CosLambda
 from personalign.memory.steered import steered_logprobs
+from personalign.plans import PolicySpec, Sampling, Stream, Tokens
 from personalign.policy.policy import Policy
 from personalign.runtime import traces
-from personalign.types import Event, Message, PolicySpec, Request, Sampling, Snippet, Stream, Tokens, UserState
+from personalign.types import Event, Message, Request, Snippet, UserState
 
 GRID = [-1.0, 0.0, 1.0, 2.0, 3.0]
 SAID = ("I like poems about the sea!", "Never use long words.")

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from personalign.contracts import UserError
+from personalign.plans import Args
 from personalign.policy.heads import load_head, save_head
 from personalign.policy.history_tokens import Form, HistoryTokens
-from personalign.types import Args, Vector
+from personalign.types import Vector
 
 FORMS: tuple[Form, ...] = ("attention", "mean")
 

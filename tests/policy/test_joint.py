@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from personalign.plans import Deltas
 from personalign.policy import joint, lora
 from personalign.policy.joint import Joint, Packed
 from personalign.policy.loading import Tiny
 from personalign.policy.lora import LoRAConfig, LoRALinear
 from personalign.policy.policy import Policy
-from personalign.types import Deltas
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MIXTURES: list[list[Deltas]] = [

@@ -11,12 +11,12 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from personalign.contracts import UserError
+from personalign.plans import Deltas
 from personalign.policy import lora
 from personalign.policy.lora import LoRAConfig, Routing
 from personalign.policy.peft_files import load_adapter, save_adapter
 from personalign.policy.policy import Policy
 from personalign.policy.tiny import random_llama
-from personalign.types import Deltas
 
 CONFIG = LoRAConfig(4, 8.0, 0.0, ("q_proj", "v_proj", "down_proj"))
 IDS = torch.arange(3, 35).view(4, 8)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from personalign.contracts import UserError
+from personalign.plans import Soft
 from personalign.policy.heads import HiddenHead
 from personalign.policy.logprobs import Branches, answer_logprobs
 from personalign.policy.policy import Policy
 from personalign.policy.reference import sequence_logprobs
 from personalign.policy.soft import SoftHead
-from personalign.types import Soft
 
 SAID = {"ada": (40, 7, 99), "bo": (8, 120, 200), "cy": (3, 3, 44)}
 

@@ -10,6 +10,7 @@ import torch
 from personalign.contracts import UserError
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
+from personalign.plans import Chat, Deltas, Plan, Sampling, Stream
 from personalign.policy import lora
 from personalign.policy.logprobs import Branches, Pooling, answer_states
 from personalign.policy.lora import LoRAConfig
@@ -17,7 +18,7 @@ from personalign.policy.policy import Policy
 from personalign.policy.reference import answer_features, fingerprint, standing
 from personalign.policy.tiny import random_llama
 from personalign.policy.trunk import trunk_of
-from personalign.types import Chat, Deltas, Message, Plan, Sampling, Stream
+from personalign.types import Message
 
 IDS = torch.arange(3, 35).view(4, 8)
 PROMPT = (Chat((Message("user", "What is tea?"),)),)

@@ -20,7 +20,7 @@ from personalign.reporting.collect import Missing, Results, collect
 from personalign.reporting.plain import comma_separated, markdown
 from personalign.reporting.table import KNOWN, beside, best, columns, notes, number, value
 from personalign.reporting.terminal import show
-from personalign.types import Figure
+from personalign.results import Figure
 
 Fakes = Callable[[str], Any]
 BY_NAME = {column.metric: column for column in KNOWN}

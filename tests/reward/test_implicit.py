@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from personalign.plans import Chat, Plan, Stream
 from personalign.policy.lora import LoRAConfig, parameters
 from personalign.policy.policy import Policy
 from personalign.reward.implicit import Implicit
-from personalign.types import Chat, Message, Plan, Request, Stream, UserState
+from personalign.types import Message, Request, UserState
 
 REQUEST = Request(id="r", user="u", messages=(Message("user", "How are you?"),))
 TEXTS = ["Fine.", "Not so well, thank you for asking"]

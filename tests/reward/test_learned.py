@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from personalign.contracts import Reward
+from personalign.plans import Plan
 from personalign.policy.features import Reader
 from personalign.policy.policy import Policy
 from personalign.policy.reward_heads import BradleyTerryHead, LoReHead
 from personalign.policy.vpl import VPLHead
 from personalign.reward.learned import VPL, BradleyTerry, LoRe
-from personalign.types import Message, Plan, Request, UserState
+from personalign.types import Message, Request, UserState
 
 READER = Reader((), "last", 60, 60)
 TEXTS = ["Fine.", "Not so well, thank you for asking", ""]

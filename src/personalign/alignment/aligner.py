@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Unpack
 
 from personalign.alignment.batches import Item, Limits, answer_ids
-from personalign.alignment.learner import Recipe
 from personalign.alignment.preference import Imitation, items
-from personalign.alignment.trainees import Adapters
+from personalign.alignment.stages import Adapted, AdaptedKeys
 from personalign.alignment.training import Lesson, nonempty, share, train
-from personalign.contracts import Data, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Render, Stage
+from personalign.contracts import Data, Fraction, Render
 from personalign.policy.logprobs import Branches
-from personalign.policy.lora import LoRAConfig
 from personalign.policy.reference import fingerprint
 from personalign.policy.truncation import encode_within
 from personalign.types import Messages, Pair
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
     from personalign.runtime.fitting import Fitting
 
 
-class Aligner(Stage):
+class Aligner(Adapted):
     """One LoRA adapter on the base by the likelihood of the chosen answer on the prompt that asks to correct the
     rejected one (Aligner, arXiv 2402.02416), for `copies` of the pairs also to correct the chosen one.
 
@@ -37,41 +35,9 @@ class Aligner(Stage):
     paper = "arXiv 2402.02416 (Aligner)"
     node = "alignment through feedback / inference-time / output refinement"
 
-    def __init__(
-        self,
-        *,
-        adapter: str,
-        copies: Fraction,
-        rank: PositiveInt,
-        alpha: PositiveFloat,
-        dropout: Fraction,
-        targets: list[str],
-        depth: Fraction,
-        learning_rate: PositiveFloat,
-        warmup: Fraction,
-        schedule: Literal["constant", "linear", "cosine"],
-        steps: PositiveInt,
-        batch_size: PositiveInt,
-        weight_decay: NonNegativeFloat,
-        max_grad_norm: PositiveFloat | None,
-        pairs: PositiveInt | None,
-        max_prompt: PositiveInt,
-        max_answer: PositiveInt,
-        checkpoint_every: PositiveInt,
-    ) -> None:
-        self.adapters = Adapters((adapter,), LoRAConfig(rank, alpha, dropout, tuple(targets)), depth)
-        self.limits = Limits(max_prompt, max_answer)
-        self.adapter, self.copies, self.pairs = adapter, copies, pairs
-        self.recipe = Recipe(
-            learning_rate=learning_rate,
-            warmup=warmup,
-            schedule=schedule,
-            steps=steps,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            checkpoint_every=checkpoint_every,
-        )
+    def __init__(self, *, copies: Fraction, **adapted: Unpack[AdaptedKeys]) -> None:
+        super().__init__(**adapted)
+        self.copies = copies
 
     def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
         corrector = ((self.adapter, 1.0),)

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Unpack
 
 from torch import Tensor, tensor
 
-from personalign.alignment.batches import Item, Limits
+from personalign.alignment.batches import Item
 from personalign.alignment.contrasts import Contrasts
-from personalign.alignment.learner import Recipe
 from personalign.alignment.pad import adapter_names
 from personalign.alignment.preference import Preference, Rows, items, references
+from personalign.alignment.stages import Trained, TrainedKeys
 from personalign.alignment.trainees import Vectors
 from personalign.alignment.training import Lesson, train
-from personalign.contracts import Data, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Render, Stage
+from personalign.contracts import Data, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Render
 from personalign.policy.reference import fingerprint
 from personalign.runtime.seeds import derive
 
 if TYPE_CHECKING:
+    from personalign.plans import Deltas
     from personalign.policy.policy import Policy
     from personalign.runtime.fitting import Fitting
-    from personalign.types import Deltas
 
 
-class BiPO(Stage):
+class BiPO(Trained):
     """Bi-directional preference optimization (NeurIPS 2024): a vector v behind one layer A, for each dimension, by
     -log sigma(d beta (log pi(chosen | A + d v) / pi(chosen | A) - log pi(rejected | A + d v) / pi(rejected | A))),
     where d is 1 or -1 by chance, on pairs that are relabelled by the dimension.
@@ -49,29 +49,11 @@ class BiPO(Stage):
         min_gap: NonNegativeFloat,
         pairs: PositiveInt | None,
         beta: PositiveFloat,
-        learning_rate: PositiveFloat,
-        warmup: Fraction,
-        schedule: Literal["constant", "linear", "cosine"],
-        steps: PositiveInt,
-        batch_size: PositiveInt,
-        weight_decay: NonNegativeFloat,
-        max_grad_norm: PositiveFloat | None,
-        max_prompt: PositiveInt,
-        max_answer: PositiveInt,
-        checkpoint_every: PositiveInt,
+        **trained: Unpack[TrainedKeys],
     ) -> None:
-        self.contrasts = Contrasts("bipo", dimensions, min_gap, pairs, Limits(max_prompt, max_answer))
+        super().__init__(**trained)
+        self.contrasts = Contrasts("bipo", dimensions, min_gap, pairs, self.limits)
         self.vector, self.height, self.beta = vector, height, beta
-        self.recipe = Recipe(
-            learning_rate=learning_rate,
-            warmup=warmup,
-            schedule=schedule,
-            steps=steps,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            checkpoint_every=checkpoint_every,
-        )
 
     def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
         before = policy.spec.aligned

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Unpack
 
 from torch import zeros
 
-from personalign.alignment.batches import Limits
-from personalign.alignment.conditioned import Aim, Conditioned, Draws, Margins, Weights
-from personalign.alignment.learner import Recipe
-from personalign.contracts import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from personalign.alignment.conditioned import Aim, Conditioned, ConditionedKeys, Margins, Weights
+from personalign.contracts import NonNegativeFloat
 from personalign.policy.logprobs import Branches
-from personalign.policy.lora import LoRAConfig
 from personalign.policy.policy import Policy
 from personalign.types import Pair
 
@@ -44,56 +41,9 @@ class Chebyshev(Conditioned):
     node = "alignment through feedback / multi-objective / direct objective-space optimization"
     stage = "chebyshev"
 
-    def __init__(
-        self,
-        *,
-        adapter: str,
-        dimensions: list[str] | None,
-        signed: bool,
-        concentration: PositiveFloat,
-        draws: PositiveInt,
-        utopia: float,
-        temperature: NonNegativeFloat,
-        min_gap: NonNegativeFloat,
-        pairs: PositiveInt | None,
-        rank: PositiveInt,
-        alpha: PositiveFloat,
-        dropout: Fraction,
-        targets: list[str],
-        depth: Fraction,
-        beta: PositiveFloat,
-        learning_rate: PositiveFloat,
-        warmup: Fraction,
-        schedule: Literal["constant", "linear", "cosine"],
-        steps: PositiveInt,
-        batch_size: PositiveInt,
-        weight_decay: NonNegativeFloat,
-        max_grad_norm: PositiveFloat | None,
-        max_prompt: PositiveInt,
-        max_answer: PositiveInt,
-        checkpoint_every: PositiveInt,
-    ) -> None:
-        super().__init__(
-            adapter=adapter,
-            dimensions=dimensions,
-            draws=Draws(draws, concentration, signed),
-            config=LoRAConfig(rank, alpha, dropout, tuple(targets)),
-            depth=depth,
-            beta=beta,
-            pairs=pairs,
-            limits=Limits(max_prompt, max_answer),
-            recipe=Recipe(
-                learning_rate=learning_rate,
-                warmup=warmup,
-                schedule=schedule,
-                steps=steps,
-                batch_size=batch_size,
-                weight_decay=weight_decay,
-                max_grad_norm=max_grad_norm,
-                checkpoint_every=checkpoint_every,
-            ),
-        )
-        self.utopia, self.temperature, self.min_gap = utopia, temperature, min_gap
+    def __init__(self, *, utopia: float, temperature: NonNegativeFloat, **conditioned: Unpack[ConditionedKeys]) -> None:
+        super().__init__(**conditioned)
+        self.utopia, self.temperature = utopia, temperature
 
     def told(self, pair: Pair) -> Mapping[str, object]:
         return pair.ratings

@@ -9,25 +9,24 @@ import random
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Unpack
 
 from torch import Tensor, tensor
 
-from personalign.alignment.batches import Item, Limits, encode
+from personalign.alignment.batches import Item, encode
 from personalign.alignment.labels import occurring, once
-from personalign.alignment.learner import Recipe
 from personalign.alignment.losses import modpo_loss
 from personalign.alignment.pad import adapter_names
 from personalign.alignment.preference import Preference, items, references
-from personalign.alignment.trainees import Adapters
+from personalign.alignment.stages import Adapted, AdaptedKeys
 from personalign.alignment.training import Lesson, nonempty, share, train
-from personalign.contracts import Data, Render, Stage, UserError
+from personalign.contracts import Data, NonNegativeFloat, PositiveFloat, PositiveInt, Render, UserError
+from personalign.plans import Deltas
 from personalign.policy.logprobs import Branches
-from personalign.policy.lora import LoRAConfig
 from personalign.policy.policy import Policy
 from personalign.policy.reference import fingerprint
 from personalign.runtime.seeds import derive
-from personalign.types import Deltas, Pair
+from personalign.types import Pair
 
 if TYPE_CHECKING:
     from personalign.runtime.fitting import Fitting
@@ -69,7 +68,18 @@ class Aim:
 Margins = tuple[object, Callable[[], Tensor]]
 
 
-class Conditioned(Stage):
+class ConditionedKeys(AdaptedKeys):
+    """See `Conditioned`."""
+
+    dimensions: list[str] | None
+    signed: bool
+    concentration: PositiveFloat
+    draws: PositiveInt
+    min_gap: NonNegativeFloat
+    beta: PositiveFloat
+
+
+class Conditioned(Adapted):
     """theta(w), trained on pairs under weights that are drawn for each; in use the weights are the user's stance.
 
     It leaves one feature a dimension, theta_k, of which generation=soup makes theta(w). The reference is the base
@@ -86,18 +96,17 @@ class Conditioned(Stage):
     def __init__(
         self,
         *,
-        adapter: str,
         dimensions: list[str] | None,
-        draws: Draws,
-        config: LoRAConfig,
-        depth: float,
-        beta: float,
-        pairs: int | None,
-        limits: Limits,
-        recipe: Recipe,
+        signed: bool,
+        concentration: PositiveFloat,
+        draws: PositiveInt,
+        min_gap: NonNegativeFloat,
+        beta: PositiveFloat,
+        **adapted: Unpack[AdaptedKeys],
     ) -> None:
-        self.adapter, self.dimensions, self.draws, self.pairs = adapter, dimensions, draws, pairs
-        self.config, self.depth, self.beta, self.limits, self.recipe = config, depth, beta, limits, recipe
+        super().__init__(**adapted)
+        self.dimensions, self.draws = dimensions, Draws(draws, concentration, signed)
+        self.min_gap, self.beta = min_gap, beta
 
     @abstractmethod
     def told(self, pair: Pair) -> Mapping[str, object]:
@@ -129,7 +138,7 @@ class Conditioned(Stage):
             objective = self.objective(policy, self.adapter, rows, reference, mixtures, own, margins(), self.beta)
             return objective, items({self.adapter: rows})
 
-        adapters = Adapters(tuple(names), self.config, self.depth)
+        adapters = replace(self.adapters, names=tuple(names))
         terms = [[aim.weights, aim.own, aim.others] for aim in aims]
         content = [self.stage, fingerprint(policy, ()), adapters, self.beta, rows, terms, source]
         lesson = Lesson(title=self.adapter, trainee=adapters, content=content, recipe=self.recipe, prepare=prepare)

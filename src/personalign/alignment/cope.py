@@ -4,41 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor
 
-from personalign.alignment.batches import Limits, encode
-from personalign.alignment.learner import Objective, Recipe
+from personalign.alignment.batches import encode
+from personalign.alignment.learner import Objective
 from personalign.alignment.own import adapter_name, in_turn, own_pairs
 from personalign.alignment.preference import Preference, items, references
-from personalign.alignment.trainees import Adapters
+from personalign.alignment.stages import Adapted, AdaptedKeys
 from personalign.alignment.training import Items, Lesson
-from personalign.contracts import (
-    Data,
-    Fraction,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    Render,
-    Stage,
-    UserError,
-)
+from personalign.contracts import Data, Fraction, PositiveFloat, PositiveInt, Render, UserError
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
+from personalign.plans import Deltas, Plan, Sampling, Stream, Tokens
 from personalign.policy.logprobs import Branches
-from personalign.policy.lora import LoRAConfig
 from personalign.policy.reference import fingerprint, sequence_logprobs
 from personalign.runtime.seeds import derive
-from personalign.types import Deltas, Pair, Plan, Sampling, Stream, Tokens
+from personalign.types import Pair
 
 if TYPE_CHECKING:
     from personalign.policy.policy import Policy
     from personalign.runtime.fitting import Fitting
 
 
-class CoPe(Stage):
+class CoPe(Adapted):
     """A further LoRA adapter a user, on top of the one that stage `user_adapter` gave them, by DPO: what the user chose
     over what the model makes up (CoPe, arXiv 2506.12109).
 
@@ -56,7 +47,6 @@ class CoPe(Stage):
     def __init__(
         self,
         *,
-        adapter: str,
         samples: PositiveInt,
         temperature: PositiveFloat,
         top_p: Fraction,
@@ -64,38 +54,12 @@ class CoPe(Stage):
         side_by_side: PositiveInt,
         beta: PositiveFloat,
         history: bool,
-        pairs: PositiveInt | None,
         together: PositiveInt,
-        rank: PositiveInt,
-        alpha: PositiveFloat,
-        dropout: Fraction,
-        targets: list[str],
-        depth: Fraction,
-        learning_rate: PositiveFloat,
-        warmup: Fraction,
-        schedule: Literal["constant", "linear", "cosine"],
-        steps: PositiveInt,
-        batch_size: PositiveInt,
-        weight_decay: NonNegativeFloat,
-        max_grad_norm: PositiveFloat | None,
-        max_prompt: PositiveInt,
-        max_answer: PositiveInt,
-        checkpoint_every: PositiveInt,
+        **adapted: Unpack[AdaptedKeys],
     ) -> None:
-        self.adapters = Adapters((), LoRAConfig(rank, alpha, dropout, tuple(targets)), depth)
-        self.adapter, self.beta, self.limits = adapter, beta, Limits(max_prompt, max_answer)
+        super().__init__(**adapted)
         self.drawn = Sampling(temperature=temperature, top_p=top_p, max_new_tokens=made_tokens, n=samples)
-        self.history, self.pairs, self.together, self.side_by_side = history, pairs, together, side_by_side
-        self.recipe = Recipe(
-            learning_rate=learning_rate,
-            warmup=warmup,
-            schedule=schedule,
-            steps=steps,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            checkpoint_every=checkpoint_every,
-        )
+        self.beta, self.history, self.together, self.side_by_side = beta, history, together, side_by_side
 
     def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
         known = own_pairs(data, self.history, self.pairs)
@@ -126,10 +90,8 @@ class CoPe(Stage):
         """The training of some users' adapters, from each one's pairs."""
         shared, own = policy.spec.aligned, {names[user]: policy.user_deltas[user] for user in pairs}
         liked = {names[user]: self._liked(policy, some, render) for user, some in pairs.items()}
-        adapters, drawn = (
-            replace(self.adapters, names=tuple(liked)),
-            replace(self.drawn, seed=derive(seed, self.adapter)),
-        )
+        adapters = replace(self.adapters, names=tuple(liked))
+        drawn = replace(self.drawn, seed=derive(seed, self.adapter))
 
         def prepare() -> tuple[Objective, Items]:
             pseudo = PseudoNegatives(policy, shared, drawn, self.side_by_side)

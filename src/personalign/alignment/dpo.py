@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Unpack
 
-from personalign.alignment.batches import Item, Limits, encode
-from personalign.alignment.learner import Recipe
+from personalign.alignment.batches import Item, encode
 from personalign.alignment.preference import Preference, items, references
-from personalign.alignment.trainees import Adapters
+from personalign.alignment.stages import Adapted, AdaptedKeys
 from personalign.alignment.training import Lesson, nonempty, share, train
-from personalign.contracts import Data, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Render, Stage
-from personalign.policy.lora import LoRAConfig
+from personalign.contracts import Data, NonNegativeFloat, PositiveFloat, Render
 from personalign.policy.reference import fingerprint
 
 if TYPE_CHECKING:
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
     from personalign.runtime.fitting import Fitting
 
 
-class DPO(Stage):
+class DPO(Adapted):
     """One LoRA adapter from all users' pairs by the DPO loss (arXiv 2305.18290, eq. 7).
 
     The prompts are those that generation renders: with a preference prompt the policy is conditioned on the user,
@@ -33,42 +31,9 @@ class DPO(Stage):
     paper = "arXiv 2305.18290, eq. 7"
     node = "alignment through feedback / training-time / standard"
 
-    def __init__(
-        self,
-        *,
-        adapter: str,
-        rank: PositiveInt,
-        alpha: PositiveFloat,
-        dropout: Fraction,
-        targets: list[str],
-        depth: Fraction,
-        beta: PositiveFloat,
-        imitation: NonNegativeFloat,
-        learning_rate: PositiveFloat,
-        warmup: Fraction,
-        schedule: Literal["constant", "linear", "cosine"],
-        steps: PositiveInt,
-        batch_size: PositiveInt,
-        weight_decay: NonNegativeFloat,
-        max_grad_norm: PositiveFloat | None,
-        pairs: PositiveInt | None,
-        max_prompt: PositiveInt,
-        max_answer: PositiveInt,
-        checkpoint_every: PositiveInt,
-    ) -> None:
-        self.adapters = Adapters((adapter,), LoRAConfig(rank, alpha, dropout, tuple(targets)), depth)
-        self.limits = Limits(max_prompt, max_answer)
-        self.adapter, self.beta, self.imitation, self.pairs = adapter, beta, imitation, pairs
-        self.recipe = Recipe(
-            learning_rate=learning_rate,
-            warmup=warmup,
-            schedule=schedule,
-            steps=steps,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            checkpoint_every=checkpoint_every,
-        )
+    def __init__(self, *, beta: PositiveFloat, imitation: NonNegativeFloat, **adapted: Unpack[AdaptedKeys]) -> None:
+        super().__init__(**adapted)
+        self.beta, self.imitation = beta, imitation
 
     def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
         before = policy.spec.aligned

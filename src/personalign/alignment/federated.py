@@ -5,27 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from random import Random
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Unpack
 
-from personalign.alignment.batches import Limits
 from personalign.alignment.clients import Clients
-from personalign.alignment.learner import Objective, Recipe
+from personalign.alignment.learner import Objective
 from personalign.alignment.own import Likes, adapter_name, over_users, own_pairs
-from personalign.alignment.trainees import Adapters
+from personalign.alignment.stages import Adapted, AdaptedKeys
 from personalign.alignment.training import Items, Lesson, nonempty, train
-from personalign.contracts import (
-    Data,
-    Fraction,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    Render,
-    Stage,
-)
-from personalign.policy.lora import LoRAConfig
+from personalign.contracts import Data, PositiveFloat, PositiveInt, Render
+from personalign.plans import Deltas
 from personalign.policy.reference import fingerprint
 from personalign.runtime.seeds import derive
-from personalign.types import Deltas, Pair
+from personalign.types import Pair
 
 if TYPE_CHECKING:
     from personalign.policy.logprobs import Branches
@@ -33,7 +24,7 @@ if TYPE_CHECKING:
     from personalign.runtime.fitting import Fitting
 
 
-class Federated(Stage):
+class Federated(Adapted):
     """Federated averaging (FedAvg, arXiv 1602.05629, algorithm 1) of one LoRA adapter that serves everybody.
 
     In every round each client, a user, trains a copy of the shared adapter on their own pairs with an optimizer of
@@ -50,43 +41,16 @@ class Federated(Stage):
     def __init__(
         self,
         *,
-        adapter: str,
         rounds: PositiveInt,
         clients: PositiveInt | None,
         objective: Literal["dpo", "nll"],
         beta: PositiveFloat,
         history: bool,
-        pairs: PositiveInt | None,
-        rank: PositiveInt,
-        alpha: PositiveFloat,
-        dropout: Fraction,
-        targets: list[str],
-        depth: Fraction,
-        learning_rate: PositiveFloat,
-        warmup: Fraction,
-        schedule: Literal["constant", "linear", "cosine"],
-        steps: PositiveInt,
-        batch_size: PositiveInt,
-        weight_decay: NonNegativeFloat,
-        max_grad_norm: PositiveFloat | None,
-        max_prompt: PositiveInt,
-        max_answer: PositiveInt,
-        checkpoint_every: PositiveInt,
+        **adapted: Unpack[AdaptedKeys],
     ) -> None:
-        self.adapters = Adapters((adapter,), LoRAConfig(rank, alpha, dropout, tuple(targets)), depth)
-        self.likes = Likes(objective, beta, Limits(max_prompt, max_answer))
-        self.adapter, self.rounds, self.clients = adapter, rounds, clients
-        self.history, self.pairs = history, pairs
-        self.recipe = Recipe(
-            learning_rate=learning_rate,
-            warmup=warmup,
-            schedule=schedule,
-            steps=steps,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            checkpoint_every=checkpoint_every,
-        )
+        super().__init__(**adapted)
+        self.likes = Likes(objective, beta, self.limits)
+        self.rounds, self.clients, self.history = rounds, clients, history
 
     def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
         known = own_pairs(data, self.history, self.pairs)

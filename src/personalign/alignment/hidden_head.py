@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Unpack
 
-from personalign.alignment.batches import Item, Limits, encode
-from personalign.alignment.learner import Recipe
+from personalign.alignment.batches import Item, encode
 from personalign.alignment.preference import Preference, items, references
+from personalign.alignment.stages import Trained, TrainedKeys
 from personalign.alignment.trainees import Head
 from personalign.alignment.training import Lesson, nonempty, share, train
-from personalign.contracts import Data, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Render, Stage
+from personalign.contracts import Data, PositiveFloat, PositiveInt, Render
 from personalign.policy.heads import HiddenHead
 from personalign.policy.reference import fingerprint
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 HEAD = "pad"
 
 
-class PadHiddenHead(Stage):
+class PadHiddenHead(Trained):
     """The value head of PAD's released code: width x width, the identity at first, on top of the aligned policy,
     which stays frozen (arXiv 2410.04070, algorithm 1, stage 2; its code never shipped this training).
 
@@ -33,34 +33,9 @@ class PadHiddenHead(Stage):
     paper = "arXiv 2410.04070, eq. 9 and algorithm 1, stage 2; its released code (commit 51bea05)"
     node = "alignment through feedback / inference-time / reward-guided decoding"
 
-    def __init__(
-        self,
-        *,
-        beta: PositiveFloat,
-        learning_rate: PositiveFloat,
-        warmup: Fraction,
-        schedule: Literal["constant", "linear", "cosine"],
-        steps: PositiveInt,
-        batch_size: PositiveInt,
-        weight_decay: NonNegativeFloat,
-        max_grad_norm: PositiveFloat | None,
-        pairs: PositiveInt | None,
-        max_prompt: PositiveInt,
-        max_answer: PositiveInt,
-        checkpoint_every: PositiveInt,
-    ) -> None:
-        self.limits = Limits(max_prompt, max_answer)
+    def __init__(self, *, beta: PositiveFloat, pairs: PositiveInt | None, **trained: Unpack[TrainedKeys]) -> None:
+        super().__init__(**trained)
         self.beta, self.pairs = beta, pairs
-        self.recipe = Recipe(
-            learning_rate=learning_rate,
-            warmup=warmup,
-            schedule=schedule,
-            steps=steps,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            checkpoint_every=checkpoint_every,
-        )
 
     def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
         aligned = policy.spec.aligned

@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 import torch
 
-from personalign.alignment.batches import Limits, encode
-from personalign.alignment.learner import Objective, Recipe
+from personalign.alignment.batches import encode
+from personalign.alignment.learner import Objective
 from personalign.alignment.preference import Imitation, Preference, items, references
+from personalign.alignment.stages import Trained, TrainedKeys
 from personalign.alignment.trainees import Head, drawn
 from personalign.alignment.training import Items, Lesson, nonempty, share, train
-from personalign.contracts import (
-    Data,
-    Fraction,
-    Guide,
-    NaturalInt,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    Recall,
-    Render,
-    Stage,
-    UserError,
-)
+from personalign.contracts import Data, Guide, NaturalInt, PositiveFloat, PositiveInt, Recall, Render, UserError
+from personalign.plans import Soft
 from personalign.policy.history_tokens import HistoryTokens
 from personalign.policy.logprobs import Branches
 from personalign.policy.prefix import HEAD, history_prefix
 from personalign.policy.reference import fingerprint
 from personalign.runtime.files import sha256
-from personalign.types import Pair, Soft
+from personalign.types import Pair
 
 if TYPE_CHECKING:
     from personalign.policy.policy import Policy
     from personalign.runtime.fitting import Fitting
 
 
-class HistoryEncoder(Stage):
+class HistoryEncoder(Trained):
     """A small network that makes soft tokens of the vectors of a user's past texts, learned from all users' pairs: by
     the likelihood of what they chose (`nll`, as in PPlug and E2P) or by DPO against the policy without soft tokens.
 
@@ -61,38 +52,20 @@ class HistoryEncoder(Stage):
         hidden: PositiveInt,
         objective: Literal["dpo", "nll"],
         beta: PositiveFloat,
-        learning_rate: PositiveFloat,
-        warmup: Fraction,
-        schedule: Literal["constant", "linear", "cosine"],
-        steps: PositiveInt,
-        batch_size: PositiveInt,
-        weight_decay: NonNegativeFloat,
-        max_grad_norm: PositiveFloat | None,
         pairs: PositiveInt | None,
-        max_prompt: PositiveInt,
-        max_answer: PositiveInt,
-        checkpoint_every: PositiveInt,
+        **trained: Unpack[TrainedKeys],
     ) -> None:
-        text = max_prompt - tokens - instruction
+        super().__init__(**trained)
+        text = self.limits.max_prompt - tokens - instruction
         if text < 1:
             raise UserError(
                 f"tokens={tokens} and instruction={instruction} of alignment leave no room for text in "
-                f"max_prompt={max_prompt}: take fewer"
+                f"max_prompt={self.limits.max_prompt}: take fewer"
             )
         self.form, self.tokens, self.instruction, self.hidden = form, tokens, instruction, hidden
-        self.limits, self.text = Limits(max_prompt, max_answer), Limits(text, max_answer)
+        self.text = replace(self.limits, max_prompt=text)
         self.objective, self.beta, self.pairs = objective, beta, pairs
         self.recall: Recall | None = None
-        self.recipe = Recipe(
-            learning_rate=learning_rate,
-            warmup=warmup,
-            schedule=schedule,
-            steps=steps,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            checkpoint_every=checkpoint_every,
-        )
 
     def bind(self, guide: Guide | None, recall: Recall) -> None:
         self.recall = recall

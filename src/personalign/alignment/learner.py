@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -14,10 +12,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from personalign.alignment.batches import Indices
+from personalign.alignment.recipe import Recipe
 from personalign.contracts import UserError
 from personalign.policy.policy import Policy
 
-Schedule = Literal["constant", "linear", "cosine"]
 Objective = Callable[[Indices], tuple[Tensor, Mapping[str, Tensor]]]
 
 
@@ -37,34 +35,6 @@ class Paced(Protocol):
     """An objective that changes over the training: it is told at which optimizer step (from 0) it is called."""
 
     def at(self, step: int) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """How long and how fast: `steps` optimizer steps of `batch_size` pairs (of each group, over all processes).
-
-    `warmup` is the part of the steps in which the rate rises; `max_grad_norm` holds for each group of weights.
-    """
-
-    learning_rate: float
-    warmup: float
-    schedule: Schedule
-    steps: int
-    batch_size: int
-    weight_decay: float
-    max_grad_norm: float | None
-    checkpoint_every: int
-
-
-def rate(recipe: Recipe, step: int) -> float:
-    """The learning rate of a step (from 0), as a part of the full one."""
-    rising = math.ceil(recipe.warmup * recipe.steps)
-    if step < rising:
-        return (step + 1) / rising
-    left = 1.0 - (step - rising) / max(1, recipe.steps - rising)
-    if recipe.schedule == "linear":
-        return left
-    return 0.5 * (1.0 + math.cos(math.pi * (1.0 - left))) if recipe.schedule == "cosine" else 1.0
 
 
 class Learner(pl.LightningModule):
@@ -110,7 +80,7 @@ class Learner(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         groups = [{"params": list(group)} for group in self.groups]
         optimizer = torch.optim.AdamW(groups, lr=self.recipe.learning_rate, weight_decay=self.recipe.weight_decay)
-        scheduler = LambdaLR(optimizer, lambda step: rate(self.recipe, step))
+        scheduler = LambdaLR(optimizer, lambda step: self.recipe.rate(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from torch import Tensor
 from personalign.alignment.batches import Indices
 from personalign.alignment.learner import Objective
 from personalign.alignment.losses import bradley_terry_loss
-from personalign.alignment.reward_head import HeadStage, accuracy
-from personalign.contracts import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from personalign.alignment.reward_head import HeadKeys, HeadStage, accuracy
+from personalign.contracts import PositiveInt
 from personalign.policy.features import Reader
 from personalign.policy.reward_heads import LoReHead, RewardHead
 
@@ -33,37 +33,8 @@ class LoReStage(HeadStage):
 
     head = "lore"
 
-    def __init__(
-        self,
-        *,
-        rank: PositiveInt,
-        pooling: Literal["last", "mean"],
-        learning_rate: PositiveFloat,
-        warmup: Fraction,
-        schedule: Literal["constant", "linear", "cosine"],
-        steps: PositiveInt,
-        batch_size: PositiveInt,
-        weight_decay: NonNegativeFloat,
-        max_grad_norm: PositiveFloat | None,
-        pairs: PositiveInt | None,
-        max_prompt: PositiveInt,
-        max_answer: PositiveInt,
-        checkpoint_every: PositiveInt,
-    ) -> None:
-        super().__init__(
-            pooling=pooling,
-            learning_rate=learning_rate,
-            warmup=warmup,
-            schedule=schedule,
-            steps=steps,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            pairs=pairs,
-            max_prompt=max_prompt,
-            max_answer=max_answer,
-            checkpoint_every=checkpoint_every,
-        )
+    def __init__(self, *, rank: PositiveInt, **shared: Unpack[HeadKeys]) -> None:
+        super().__init__(**shared)
         self.rank = rank
 
     def settings(self) -> object:

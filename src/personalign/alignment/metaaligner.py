@@ -5,35 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Unpack
 
 from personalign.alignment.aligner import corrections, edited
-from personalign.alignment.batches import Limits
-from personalign.alignment.learner import Objective, Recipe
+from personalign.alignment.learner import Objective
 from personalign.alignment.preference import Imitation, items
-from personalign.alignment.trainees import Adapters
+from personalign.alignment.stages import Adapted, AdaptedKeys
 from personalign.alignment.training import Items, Lesson, nonempty, share, train
-from personalign.contracts import (
-    Data,
-    Fraction,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    Render,
-    Stage,
-    UserError,
-)
+from personalign.contracts import Data, Fraction, NonNegativeFloat, PositiveInt, Render, UserError
+from personalign.plans import Deltas
 from personalign.policy.logprobs import Branches
-from personalign.policy.lora import LoRAConfig
 from personalign.policy.reference import fingerprint
-from personalign.types import Deltas, Pair
+from personalign.types import Pair
 
 if TYPE_CHECKING:
     from personalign.policy.policy import Policy
     from personalign.runtime.fitting import Fitting
 
 
-class MetaAligner(Stage):
+class MetaAligner(Adapted):
     """A corrector by likelihood in three stages (MetaAligner, arXiv 2403.17141), each a LoRA adapter on top of those
     before it, where the paper goes on with the same weights: `warm_up`, a part of the pairs; `equal`, the pairs whose
     answers differ by no more than `equal_gap` in some dimensions; `contrast`, all pairs.
@@ -51,42 +41,15 @@ class MetaAligner(Stage):
     def __init__(
         self,
         *,
-        adapter: str,
         warm_up: Fraction,
         warm_up_steps: PositiveInt,
         equal_gap: NonNegativeFloat,
         equal_steps: PositiveInt,
-        rank: PositiveInt,
-        alpha: PositiveFloat,
-        dropout: Fraction,
-        targets: list[str],
-        depth: Fraction,
-        learning_rate: PositiveFloat,
-        warmup: Fraction,
-        schedule: Literal["constant", "linear", "cosine"],
-        steps: PositiveInt,
-        batch_size: PositiveInt,
-        weight_decay: NonNegativeFloat,
-        max_grad_norm: PositiveFloat | None,
-        pairs: PositiveInt | None,
-        max_prompt: PositiveInt,
-        max_answer: PositiveInt,
-        checkpoint_every: PositiveInt,
+        **adapted: Unpack[AdaptedKeys],
     ) -> None:
-        self.adapters = Adapters((), LoRAConfig(rank, alpha, dropout, tuple(targets)), depth)
-        self.limits = Limits(max_prompt, max_answer)
-        self.adapter, self.pairs, self.warm_up, self.equal_gap = adapter, pairs, warm_up, equal_gap
-        self.steps = {"warm_up": warm_up_steps, "equal": equal_steps, "contrast": steps}
-        self.recipe = Recipe(
-            learning_rate=learning_rate,
-            warmup=warmup,
-            schedule=schedule,
-            steps=steps,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            checkpoint_every=checkpoint_every,
-        )
+        super().__init__(**adapted)
+        self.warm_up, self.equal_gap = warm_up, equal_gap
+        self.steps = {"warm_up": warm_up_steps, "equal": equal_steps, "contrast": self.recipe.steps}
 
     def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
         self.limits.check(policy)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Unpack
 
 from torch import tensor
 
-from personalign.alignment.batches import Limits
-from personalign.alignment.conditioned import Aim, Conditioned, Draws, Margins, Weights
-from personalign.alignment.learner import Recipe
+from personalign.alignment.conditioned import Aim, Conditioned, ConditionedKeys, Margins, Weights
 from personalign.alignment.stance_head import feature_margins
-from personalign.contracts import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, UserError
+from personalign.contracts import PositiveFloat, UserError
 from personalign.policy.logprobs import Branches
-from personalign.policy.lora import LoRAConfig
 from personalign.policy.policy import Policy
 from personalign.policy.reference import fingerprint
 from personalign.types import Pair
@@ -35,55 +32,9 @@ class Modpo(Conditioned):
     node = "alignment through feedback / multi-objective / direct objective-space optimization"
     stage = "modpo"
 
-    def __init__(
-        self,
-        *,
-        adapter: str,
-        dimensions: list[str] | None,
-        signed: bool,
-        concentration: PositiveFloat,
-        draws: PositiveInt,
-        scale: PositiveFloat,
-        min_gap: NonNegativeFloat,
-        pairs: PositiveInt | None,
-        rank: PositiveInt,
-        alpha: PositiveFloat,
-        dropout: Fraction,
-        targets: list[str],
-        depth: Fraction,
-        beta: PositiveFloat,
-        learning_rate: PositiveFloat,
-        warmup: Fraction,
-        schedule: Literal["constant", "linear", "cosine"],
-        steps: PositiveInt,
-        batch_size: PositiveInt,
-        weight_decay: NonNegativeFloat,
-        max_grad_norm: PositiveFloat | None,
-        max_prompt: PositiveInt,
-        max_answer: PositiveInt,
-        checkpoint_every: PositiveInt,
-    ) -> None:
-        super().__init__(
-            adapter=adapter,
-            dimensions=dimensions,
-            draws=Draws(draws, concentration, signed),
-            config=LoRAConfig(rank, alpha, dropout, tuple(targets)),
-            depth=depth,
-            beta=beta,
-            pairs=pairs,
-            limits=Limits(max_prompt, max_answer),
-            recipe=Recipe(
-                learning_rate=learning_rate,
-                warmup=warmup,
-                schedule=schedule,
-                steps=steps,
-                batch_size=batch_size,
-                weight_decay=weight_decay,
-                max_grad_norm=max_grad_norm,
-                checkpoint_every=checkpoint_every,
-            ),
-        )
-        self.scale, self.min_gap = scale, min_gap
+    def __init__(self, *, scale: PositiveFloat, **conditioned: Unpack[ConditionedKeys]) -> None:
+        super().__init__(**conditioned)
+        self.scale = scale
 
     def told(self, pair: Pair) -> Mapping[str, object]:
         return pair.labels

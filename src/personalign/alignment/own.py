@@ -12,11 +12,12 @@ from personalign.alignment.learner import Objective
 from personalign.alignment.preference import Imitation, Preference, Rows, items, references
 from personalign.alignment.training import Items, Lesson, train
 from personalign.contracts import Data, Render
+from personalign.plans import Deltas
 from personalign.policy.logprobs import Branches
 from personalign.policy.policy import Policy
 from personalign.runtime.files import content_hash
 from personalign.runtime.fitting import Fitting
-from personalign.types import Deltas, Message, Pair, Request
+from personalign.types import Message, Pair, Request
 
 
 @dataclass(frozen=True, slots=True)

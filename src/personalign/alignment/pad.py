@@ -5,18 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Unpack
 
 from torch import Tensor
 
-from personalign.alignment.batches import Item, Limits
+from personalign.alignment.batches import Item
 from personalign.alignment.contrasts import Contrasts
-from personalign.alignment.learner import Recipe
 from personalign.alignment.preference import Preference, Rows, items, references
-from personalign.alignment.trainees import Adapters
+from personalign.alignment.stages import Adapted, AdaptedKeys
 from personalign.alignment.training import Lesson, train
-from personalign.contracts import Data, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Render, Stage
-from personalign.policy.lora import LoRAConfig
+from personalign.contracts import Data, NonNegativeFloat, PositiveFloat, Render
 from personalign.policy.reference import fingerprint
 
 if TYPE_CHECKING:
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from personalign.runtime.fitting import Fitting
 
 
-class Pad(Stage):
+class Pad(Adapted):
     """K features log pihat_k: one adapter a dimension, trained on pairs that are relabelled by that dimension
     (arXiv 2410.04070, eq. 9 with one-hot w; K features are our reading of eq. 4 to 10).
 
@@ -40,40 +38,14 @@ class Pad(Stage):
     def __init__(
         self,
         *,
-        adapter: str,
         dimensions: list[str] | None,
         min_gap: NonNegativeFloat,
-        pairs: PositiveInt | None,
-        rank: PositiveInt,
-        alpha: PositiveFloat,
-        dropout: Fraction,
-        targets: list[str],
-        depth: Fraction,
         beta: PositiveFloat,
-        learning_rate: PositiveFloat,
-        warmup: Fraction,
-        schedule: Literal["constant", "linear", "cosine"],
-        steps: PositiveInt,
-        batch_size: PositiveInt,
-        weight_decay: NonNegativeFloat,
-        max_grad_norm: PositiveFloat | None,
-        max_prompt: PositiveInt,
-        max_answer: PositiveInt,
-        checkpoint_every: PositiveInt,
+        **adapted: Unpack[AdaptedKeys],
     ) -> None:
-        self.config, self.depth = LoRAConfig(rank, alpha, dropout, tuple(targets)), depth
-        self.contrasts = Contrasts(self.stage, dimensions, min_gap, pairs, Limits(max_prompt, max_answer))
-        self.adapter, self.beta = adapter, beta
-        self.recipe = Recipe(
-            learning_rate=learning_rate,
-            warmup=warmup,
-            schedule=schedule,
-            steps=steps,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            checkpoint_every=checkpoint_every,
-        )
+        super().__init__(**adapted)
+        self.contrasts = Contrasts(self.stage, dimensions, min_gap, self.pairs, self.limits)
+        self.beta = beta
 
     def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
         rows = self.contrasts.rows(policy, data, render, self.adapter)
@@ -83,7 +55,7 @@ class Pad(Stage):
         def prepare() -> tuple[Preference, dict[str, list[Item]]]:
             return Preference(policy, rows, self.reference(policy, rows), deltas, self.beta), items(rows)
 
-        adapters = Adapters(tuple(names.values()), self.config, self.depth)
+        adapters = replace(self.adapters, names=tuple(names.values()))
         content = [self.stage, fingerprint(policy, ()), adapters, self.beta, rows]
         lesson = Lesson(title=self.adapter, trainee=adapters, content=content, recipe=self.recipe, prepare=prepare)
         figures = train(policy, fitting, lesson)

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from torch import Tensor, tensor, zeros
 
-from personalign.alignment.batches import Limits
-from personalign.alignment.conditioned import Aim, Conditioned, Draws, Margins, Mixtures, Weights
-from personalign.alignment.learner import Recipe
+from personalign.alignment.conditioned import Aim, Conditioned, Margins, Mixtures, Weights
 from personalign.alignment.losses import dpo_loss
-from personalign.contracts import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from personalign.policy.logprobs import Branches
-from personalign.policy.lora import LoRAConfig
 from personalign.policy.policy import Policy
 from personalign.types import Pair
 
@@ -36,55 +31,6 @@ class PARM(Conditioned):
     paper = "PARM, ICML 2025; its released code (loss, bilinear LoRA)"
     node = "alignment through feedback / inference-time / reward-guided decoding"
     stage = "parm"
-
-    def __init__(
-        self,
-        *,
-        adapter: str,
-        dimensions: list[str] | None,
-        signed: bool,
-        concentration: PositiveFloat,
-        draws: PositiveInt,
-        min_gap: NonNegativeFloat,
-        pairs: PositiveInt | None,
-        rank: PositiveInt,
-        alpha: PositiveFloat,
-        dropout: Fraction,
-        targets: list[str],
-        depth: Fraction,
-        beta: PositiveFloat,
-        learning_rate: PositiveFloat,
-        warmup: Fraction,
-        schedule: Literal["constant", "linear", "cosine"],
-        steps: PositiveInt,
-        batch_size: PositiveInt,
-        weight_decay: NonNegativeFloat,
-        max_grad_norm: PositiveFloat | None,
-        max_prompt: PositiveInt,
-        max_answer: PositiveInt,
-        checkpoint_every: PositiveInt,
-    ) -> None:
-        super().__init__(
-            adapter=adapter,
-            dimensions=dimensions,
-            draws=Draws(draws, concentration, signed),
-            config=LoRAConfig(rank, alpha, dropout, tuple(targets)),
-            depth=depth,
-            beta=beta,
-            pairs=pairs,
-            limits=Limits(max_prompt, max_answer),
-            recipe=Recipe(
-                learning_rate=learning_rate,
-                warmup=warmup,
-                schedule=schedule,
-                steps=steps,
-                batch_size=batch_size,
-                weight_decay=weight_decay,
-                max_grad_norm=max_grad_norm,
-                checkpoint_every=checkpoint_every,
-            ),
-        )
-        self.min_gap = min_gap
 
     @property
     def objective(self) -> type[Mixtures]:

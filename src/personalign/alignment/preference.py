@@ -9,10 +9,10 @@ from torch import Tensor
 
 from personalign.alignment.batches import Indices, Item
 from personalign.alignment.losses import dpo_loss, margins, sft_loss
+from personalign.plans import Deltas
 from personalign.policy.logprobs import Branches, answer_logprobs
 from personalign.policy.policy import Policy
 from personalign.policy.reference import sequence_logprobs
-from personalign.types import Deltas
 
 Rows = Mapping[str, Sequence[Branches]]
 

@@ -5,29 +5,37 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Unpack
 
 import torch
 from torch import Tensor
 
-from personalign.alignment.batches import Indices, Item, Limits
-from personalign.alignment.learner import Objective, Recipe
+from personalign.alignment.batches import Indices, Item
+from personalign.alignment.learner import Objective
 from personalign.alignment.losses import bradley_terry_loss
 from personalign.alignment.preference import items
+from personalign.alignment.stages import Trained, TrainedKeys
 from personalign.alignment.trainees import Head, drawn
 from personalign.alignment.training import Lesson, nonempty, share, train
-from personalign.contracts import Data, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Render, Stage
+from personalign.contracts import Data, PositiveInt, Render
+from personalign.plans import Rater
 from personalign.policy.features import Reader
 from personalign.policy.reference import fingerprint
 from personalign.policy.reward_heads import BradleyTerryHead, RewardHead
-from personalign.types import Rater
 
 if TYPE_CHECKING:
     from personalign.policy.policy import Policy
     from personalign.runtime.fitting import Fitting
 
 
-class HeadStage(Stage):
+class HeadKeys(TrainedKeys):
+    """See `HeadStage`."""
+
+    pooling: Literal["last", "mean"]
+    pairs: PositiveInt | None
+
+
+class HeadStage(Trained):
     """Trains the head `head` of the policy on the features of everybody's pairs, the policy as it stands being frozen.
 
     The prompt is the plain request, whatever generation makes of it: so a reward can judge the answers of any, and
@@ -37,33 +45,10 @@ class HeadStage(Stage):
     head: ClassVar[str]
 
     def __init__(
-        self,
-        *,
-        pooling: Literal["last", "mean"],
-        learning_rate: PositiveFloat,
-        warmup: Fraction,
-        schedule: Literal["constant", "linear", "cosine"],
-        steps: PositiveInt,
-        batch_size: PositiveInt,
-        weight_decay: NonNegativeFloat,
-        max_grad_norm: PositiveFloat | None,
-        pairs: PositiveInt | None,
-        max_prompt: PositiveInt,
-        max_answer: PositiveInt,
-        checkpoint_every: PositiveInt,
+        self, *, pooling: Literal["last", "mean"], pairs: PositiveInt | None, **trained: Unpack[TrainedKeys]
     ) -> None:
-        self.limits = Limits(max_prompt, max_answer)
+        super().__init__(**trained)
         self.pooling, self.pairs = pooling, pairs
-        self.recipe = Recipe(
-            learning_rate=learning_rate,
-            warmup=warmup,
-            schedule=schedule,
-            steps=steps,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            checkpoint_every=checkpoint_every,
-        )
 
     @abstractmethod
     def network(self, width: int, reader: Reader, users: Sequence[str]) -> RewardHead:

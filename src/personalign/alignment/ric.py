@@ -5,26 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, pstdev
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Unpack
 
-from personalign.alignment.batches import Item, Limits, answer_ids
+from personalign.alignment.batches import Item, answer_ids
 from personalign.alignment.labels import occurring
-from personalign.alignment.learner import Recipe
 from personalign.alignment.preference import Imitation, items
-from personalign.alignment.trainees import Adapters
+from personalign.alignment.stages import Adapted, AdaptedKeys
 from personalign.alignment.training import Lesson, nonempty, share, train
-from personalign.contracts import (
-    Data,
-    Fraction,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    Render,
-    Stage,
-    UserError,
-)
+from personalign.contracts import Data, Render, UserError
 from personalign.policy.logprobs import Branches
-from personalign.policy.lora import LoRAConfig
 from personalign.policy.reference import fingerprint
 from personalign.policy.truncation import encode_within
 from personalign.types import Pair, Request
@@ -34,7 +23,7 @@ if TYPE_CHECKING:
     from personalign.runtime.fitting import Fitting
 
 
-class Ric(Stage):
+class Ric(Adapted):
     """One LoRA adapter by the likelihood of all answers, chosen and rejected, each on the prompt of a user who wants
     just its ratings (RiC, arXiv 2402.10207, offline stage; its online stages are not here).
 
@@ -47,41 +36,9 @@ class Ric(Stage):
     paper = "arXiv 2402.10207, section 3 (offline stage)"
     node = "alignment through feedback / multi-objective / preference-guided"
 
-    def __init__(
-        self,
-        *,
-        adapter: str,
-        dimensions: list[str] | None,
-        rank: PositiveInt,
-        alpha: PositiveFloat,
-        dropout: Fraction,
-        targets: list[str],
-        depth: Fraction,
-        learning_rate: PositiveFloat,
-        warmup: Fraction,
-        schedule: Literal["constant", "linear", "cosine"],
-        steps: PositiveInt,
-        batch_size: PositiveInt,
-        weight_decay: NonNegativeFloat,
-        max_grad_norm: PositiveFloat | None,
-        pairs: PositiveInt | None,
-        max_prompt: PositiveInt,
-        max_answer: PositiveInt,
-        checkpoint_every: PositiveInt,
-    ) -> None:
-        self.adapters = Adapters((adapter,), LoRAConfig(rank, alpha, dropout, tuple(targets)), depth)
-        self.limits = Limits(max_prompt, max_answer)
-        self.adapter, self.dimensions, self.pairs = adapter, dimensions, pairs
-        self.recipe = Recipe(
-            learning_rate=learning_rate,
-            warmup=warmup,
-            schedule=schedule,
-            steps=steps,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            checkpoint_every=checkpoint_every,
-        )
+    def __init__(self, *, dimensions: list[str] | None, **adapted: Unpack[AdaptedKeys]) -> None:
+        super().__init__(**adapted)
+        self.dimensions = dimensions
 
     def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
         before = policy.spec.aligned

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Unpack
 
-from personalign.alignment.batches import Item, Limits
-from personalign.alignment.learner import Recipe
+from personalign.alignment.batches import Item
 from personalign.alignment.penalty import Penalty
 from personalign.alignment.rollouts import LeaveOneOut, rendered
+from personalign.alignment.stages import Trained, TrainedKeys
 from personalign.alignment.trainees import Adapters
 from personalign.alignment.training import Lesson, train
 from personalign.contracts import (
@@ -22,19 +22,18 @@ from personalign.contracts import (
     Recall,
     Render,
     SeveralInt,
-    Stage,
 )
+from personalign.plans import Sampling
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.reference import standing
 from personalign.runtime.seeds import derive
-from personalign.types import Sampling
 
 if TYPE_CHECKING:
     from personalign.policy.policy import Policy
     from personalign.runtime.fitting import Fitting
 
 
-class RLOO(Stage):
+class RLOO(Trained):
     """One LoRA adapter by REINFORCE with a leave-one-out baseline (arXiv 2402.14740) on the guide's reward.
 
     The prompts are those that generation renders for the users of the train split, the guide knows of them what memory
@@ -61,34 +60,15 @@ class RLOO(Stage):
         target_kl: PositiveFloat | None,
         horizon: PositiveInt,
         normalize: bool,
-        learning_rate: PositiveFloat,
-        warmup: Fraction,
-        schedule: Literal["constant", "linear", "cosine"],
-        steps: PositiveInt,
-        batch_size: PositiveInt,
-        weight_decay: NonNegativeFloat,
-        max_grad_norm: PositiveFloat | None,
-        max_prompt: PositiveInt,
-        max_answer: PositiveInt,
         side_by_side: PositiveInt,
-        checkpoint_every: PositiveInt,
+        **trained: Unpack[TrainedKeys],
     ) -> None:
+        super().__init__(**trained)
         # No dropout: the policy that learns is the one that answers.
         self.adapters = Adapters((adapter,), LoRAConfig(rank, alpha, 0.0, tuple(targets)), depth)
-        self.limits = Limits(max_prompt, max_answer)
         self.adapter, self.samples, self.normalize, self.side_by_side = adapter, samples, normalize, side_by_side
-        self.beta, self.target, self.horizon = beta, target_kl, horizon
+        self.penalty = Penalty(beta, target_kl, horizon)
         self.guide: Guide | None = None
-        self.recipe = Recipe(
-            learning_rate=learning_rate,
-            warmup=warmup,
-            schedule=schedule,
-            steps=steps,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            checkpoint_every=checkpoint_every,
-        )
 
     def bind(self, guide: Guide | None, recall: Recall) -> None:
         self.guide = guide
@@ -101,8 +81,7 @@ class RLOO(Stage):
         after = (*before, (self.adapter, 1.0))
         prompts = rendered(policy, data, render, self.limits, self.adapter)
         told = [[prompt.request.id, prompt.ids] for prompt in prompts]
-        penalty = Penalty(self.beta, self.target, self.horizon)
-        knobs = [self.samples, self.limits, penalty, self.normalize]
+        knobs = [self.samples, self.limits, self.penalty, self.normalize]
         content = ["rloo", standing(policy), before, self.adapters, knobs, told]
         content.append(self.guide.content([prompt.request for prompt in prompts]))
         course = LeaveOneOut(
@@ -113,7 +92,7 @@ class RLOO(Stage):
             after,
             sampling=self._sampling(fitting.seed),
             side_by_side=self.side_by_side,
-            penalty=replace(penalty),
+            penalty=replace(self.penalty),
             normalize=self.normalize,
         )
         items = {self.adapter: [Item(len(prompt.ids), prompt.request.messages) for prompt in prompts]}

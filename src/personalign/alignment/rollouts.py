@@ -16,12 +16,13 @@ from personalign.alignment.penalty import Penalty
 from personalign.contracts import Data, Guide, Render, UserError
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
+from personalign.plans import Deltas, Plan, Sampling, Stream, Tokens
 from personalign.policy.logprobs import Branches, answer_logprobs
 from personalign.policy.policy import Policy
 from personalign.policy.reference import sequence_logprobs
 from personalign.policy.truncation import encode_within
 from personalign.runtime.seeds import derive
-from personalign.types import Deltas, Plan, Request, Response, Sampling, Score, Stream, Tokens
+from personalign.types import Request, Response, Score
 
 SMALL = 1e-4  # beside the spread of the advantages, as in TRL
 

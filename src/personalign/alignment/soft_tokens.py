@@ -4,43 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Unpack
 
 import torch
 from torch import Tensor
 
-from personalign.alignment.batches import Indices, Item, Limits, encode
-from personalign.alignment.learner import Recipe
+from personalign.alignment.batches import Indices, Item, encode
 from personalign.alignment.losses import dpo_loss, margins
 from personalign.alignment.preference import items, references
+from personalign.alignment.stages import Trained, TrainedKeys
 from personalign.alignment.trainees import Adapters, Head, Together, Trainee
 from personalign.alignment.training import Lesson, nonempty, share, train
-from personalign.contracts import (
-    Data,
-    Fraction,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    Render,
-    Stage,
-    UserError,
-)
+from personalign.contracts import Data, Fraction, PositiveFloat, PositiveInt, Render, UserError
+from personalign.plans import Soft
 from personalign.policy.logprobs import Branches, answer_logprobs
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.reference import fingerprint, shared
 from personalign.policy.user_tokens import ClusterTokens, IndividualTokens, UserTokens
 from personalign.runtime.seeds import derive
-from personalign.types import Soft
 
 if TYPE_CHECKING:
+    from personalign.plans import Deltas
     from personalign.policy.policy import Policy
     from personalign.runtime.fitting import Fitting
-    from personalign.types import Deltas
 
 HEAD = "soft_tokens"
 
 
-class SoftTokens(Stage):
+class SoftTokens(Trained):
     """`tokens` vectors a user stand before the prompt that generation renders, and are learned from that user's pairs
     (P-RLHF and its P-DPO, arXiv 2402.05133). Generation `soft_tokens` puts them there.
 
@@ -70,37 +61,19 @@ class SoftTokens(Stage):
         targets: list[str],
         depth: Fraction,
         beta: PositiveFloat,
-        learning_rate: PositiveFloat,
-        warmup: Fraction,
-        schedule: Literal["constant", "linear", "cosine"],
-        steps: PositiveInt,
-        batch_size: PositiveInt,
-        weight_decay: NonNegativeFloat,
-        max_grad_norm: PositiveFloat | None,
         pairs: PositiveInt | None,
-        max_prompt: PositiveInt,
-        max_answer: PositiveInt,
-        checkpoint_every: PositiveInt,
+        **trained: Unpack[TrainedKeys],
     ) -> None:
-        if tokens >= max_prompt:
+        super().__init__(**trained)
+        if tokens >= self.limits.max_prompt:
             raise UserError(
-                f"alignment.soft_tokens.tokens={tokens} leaves no room for text in max_prompt={max_prompt}: take fewer"
+                f"alignment.soft_tokens.tokens={tokens} leaves no room for text in max_prompt="
+                f"{self.limits.max_prompt}: take fewer"
             )
         self.user_model, self.tokens, self.clusters, self.start = user_model, tokens, clusters, start
         config = LoRAConfig(rank, alpha, dropout, tuple(targets))
         self.adapters = Adapters((adapter,), config, depth) if adapter else None
-        self.limits = Limits(max_prompt, max_answer)
         self.beta, self.user_weight, self.pairs = beta, user_weight, pairs
-        self.recipe = Recipe(
-            learning_rate=learning_rate,
-            warmup=warmup,
-            schedule=schedule,
-            steps=steps,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            checkpoint_every=checkpoint_every,
-        )
 
     def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
         before = policy.spec.aligned

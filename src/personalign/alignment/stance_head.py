@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor
 
-from personalign.alignment.batches import Indices, Item, Limits, encode
-from personalign.alignment.learner import Recipe
+from personalign.alignment.batches import Indices, Item, encode
 from personalign.alignment.losses import margins, pad_loss
+from personalign.alignment.stages import Trained, TrainedKeys
 from personalign.alignment.trainees import Head
 from personalign.alignment.training import Lesson, nonempty, share, train
-from personalign.contracts import (
-    Data,
-    Fraction,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    Render,
-    Stage,
-    UserError,
-)
+from personalign.contracts import Data, PositiveFloat, PositiveInt, Render, UserError
 from personalign.policy.heads import StanceHead, embed
 from personalign.policy.reference import fingerprint, sequence_logprobs
 from personalign.types import Pair
@@ -35,7 +26,7 @@ if TYPE_CHECKING:
 HEAD = "stance"
 
 
-class PadStanceHead(Stage):
+class PadStanceHead(Trained):
     """w = tanh(head(embedding of the user's statement)), by eq. 9 with the features frozen (arXiv 2410.04070,
     algorithm 1, stage 2). Memory `stance_head` reads it. Pairs of users without a statement take no part."""
 
@@ -44,34 +35,9 @@ class PadStanceHead(Stage):
     paper = "arXiv 2410.04070, eq. 9 and algorithm 1, stage 2 (K features: our reading)"
     node = "alignment through feedback / inference-time / reward-guided decoding"
 
-    def __init__(
-        self,
-        *,
-        beta: PositiveFloat,
-        learning_rate: PositiveFloat,
-        warmup: Fraction,
-        schedule: Literal["constant", "linear", "cosine"],
-        steps: PositiveInt,
-        batch_size: PositiveInt,
-        weight_decay: NonNegativeFloat,
-        max_grad_norm: PositiveFloat | None,
-        pairs: PositiveInt | None,
-        max_prompt: PositiveInt,
-        max_answer: PositiveInt,
-        checkpoint_every: PositiveInt,
-    ) -> None:
-        self.limits = Limits(max_prompt, max_answer)
+    def __init__(self, *, beta: PositiveFloat, pairs: PositiveInt | None, **trained: Unpack[TrainedKeys]) -> None:
+        super().__init__(**trained)
         self.beta, self.pairs = beta, pairs
-        self.recipe = Recipe(
-            learning_rate=learning_rate,
-            warmup=warmup,
-            schedule=schedule,
-            steps=steps,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            checkpoint_every=checkpoint_every,
-        )
 
     def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
         pairs = nonempty(data.pairs("train"), HEAD)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from personalign.alignment.batches import Item, MicroBatches
-from personalign.alignment.learner import Learner, Objective, Practice, Recipe
+from personalign.alignment.learner import Learner, Objective, Practice
+from personalign.alignment.recipe import Recipe
 from personalign.alignment.trainees import Trainee
 from personalign.contracts import UserError
 from personalign.policy.policy import Policy

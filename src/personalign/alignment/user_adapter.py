@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Unpack
 
-from personalign.alignment.batches import Limits
-from personalign.alignment.learner import Objective, Recipe
+from personalign.alignment.learner import Objective
 from personalign.alignment.own import Likes, adapter_name, in_turn, own_pairs
-from personalign.alignment.trainees import Adapters
+from personalign.alignment.stages import Adapted, AdaptedKeys
 from personalign.alignment.training import Items, Lesson
-from personalign.contracts import (
-    Data,
-    Fraction,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    Render,
-    Stage,
-    UserError,
-)
-from personalign.policy.lora import LoRAConfig
+from personalign.contracts import Data, PositiveFloat, PositiveInt, Render, UserError
 from personalign.policy.reference import fingerprint
 from personalign.types import Pair
 
@@ -30,7 +19,7 @@ if TYPE_CHECKING:
     from personalign.runtime.fitting import Fitting
 
 
-class UserAdapter(Stage):
+class UserAdapter(Adapted):
     """One LoRA adapter a user, learned from that user's own pairs and choices alone (OPPU, arXiv 2402.04401).
 
     It lies on top of what the stages before made of the base for everybody: sft before it is OPPU's task adapter.
@@ -46,43 +35,16 @@ class UserAdapter(Stage):
     def __init__(
         self,
         *,
-        adapter: str,
         objective: Literal["dpo", "nll"],
         beta: PositiveFloat,
         history: bool,
         min_pairs: PositiveInt,
-        pairs: PositiveInt | None,
         together: PositiveInt,
-        rank: PositiveInt,
-        alpha: PositiveFloat,
-        dropout: Fraction,
-        targets: list[str],
-        depth: Fraction,
-        learning_rate: PositiveFloat,
-        warmup: Fraction,
-        schedule: Literal["constant", "linear", "cosine"],
-        steps: PositiveInt,
-        batch_size: PositiveInt,
-        weight_decay: NonNegativeFloat,
-        max_grad_norm: PositiveFloat | None,
-        max_prompt: PositiveInt,
-        max_answer: PositiveInt,
-        checkpoint_every: PositiveInt,
+        **adapted: Unpack[AdaptedKeys],
     ) -> None:
-        self.adapters = Adapters((), LoRAConfig(rank, alpha, dropout, tuple(targets)), depth)
-        self.likes = Likes(objective, beta, Limits(max_prompt, max_answer))
-        self.adapter, self.history, self.together = adapter, history, together
-        self.min_pairs, self.pairs = min_pairs, pairs
-        self.recipe = Recipe(
-            learning_rate=learning_rate,
-            warmup=warmup,
-            schedule=schedule,
-            steps=steps,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            checkpoint_every=checkpoint_every,
-        )
+        super().__init__(**adapted)
+        self.likes = Likes(objective, beta, self.limits)
+        self.history, self.min_pairs, self.together = history, min_pairs, together
 
     def fit(self, policy: Policy, data: Data, render: Render, fitting: Fitting) -> Mapping[str, float]:
         known = own_pairs(data, self.history, self.pairs)

@@ -4,37 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from personalign.alignment.batches import Indices, Item, Limits
-from personalign.alignment.learner import Recipe
+from personalign.alignment.batches import Indices, Item
 from personalign.alignment.losses import td_lambda
 from personalign.alignment.rollouts import Prompt, answers, rendered, scores
+from personalign.alignment.stages import Trained, TrainedKeys
 from personalign.alignment.trainees import Head
 from personalign.alignment.training import Lesson, train
-from personalign.contracts import (
-    Data,
-    Fraction,
-    Guide,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    Recall,
-    Render,
-    Stage,
-    UserError,
-)
+from personalign.contracts import Data, Fraction, Guide, PositiveInt, Recall, Render, UserError
+from personalign.plans import Rater, Sampling
 from personalign.policy.features import Reader
 from personalign.policy.logprobs import Branches, batches, token_states
 from personalign.policy.reference import MAX_TOKENS, standing
 from personalign.policy.reward_heads import ValueHead
 from personalign.runtime.progress import track
 from personalign.runtime.seeds import derive
-from personalign.types import Rater, Sampling, Score
+from personalign.types import Score
 
 if TYPE_CHECKING:
     from personalign.policy.policy import Policy
@@ -43,7 +33,7 @@ if TYPE_CHECKING:
 HEAD = "vas"
 
 
-class VASStage(Stage):
+class VASStage(Trained):
     """A linear value head on the states of the policy, which is frozen, by TD(lambda) on its own answers (VAS, arXiv
     2405.06639); the paper's value model is a network of its own.
 
@@ -63,32 +53,13 @@ class VASStage(Stage):
         samples: PositiveInt,
         prompts: PositiveInt | None,
         trace: Fraction,
-        learning_rate: PositiveFloat,
-        warmup: Fraction,
-        schedule: Literal["constant", "linear", "cosine"],
-        steps: PositiveInt,
-        batch_size: PositiveInt,
-        weight_decay: NonNegativeFloat,
-        max_grad_norm: PositiveFloat | None,
-        max_prompt: PositiveInt,
-        max_answer: PositiveInt,
         side_by_side: PositiveInt,
-        checkpoint_every: PositiveInt,
+        **trained: Unpack[TrainedKeys],
     ) -> None:
-        self.limits = Limits(max_prompt, max_answer)
+        super().__init__(**trained)
         self.dimensions, self.samples, self.prompts, self.trace = dimensions, samples, prompts, trace
         self.side_by_side = side_by_side
         self.guide: Guide | None = None
-        self.recipe = Recipe(
-            learning_rate=learning_rate,
-            warmup=warmup,
-            schedule=schedule,
-            steps=steps,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            checkpoint_every=checkpoint_every,
-        )
 
     def bind(self, guide: Guide | None, recall: Recall) -> None:
         self.guide = guide

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from personalign.contracts import Boundary
-from personalign.types import Plan, Request, Response, Score
+from personalign.plans import Plan
+from personalign.types import Request, Response, Score
 
 
 class NoBoundary(Boundary):

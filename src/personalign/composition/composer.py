@@ -19,7 +19,8 @@ Picked = tuple[str, Choice]
 
 
 class Composer:
-    """What `compose_choices` returns, put together from what Hydra made of each choice by itself, once.
+    """What `compose_choices` returns, put together from what Hydra made of each choice by itself, once; of a group that
+    holds several, too.
 
     Choices of different groups that are expected together are composed in one call.
     """
@@ -32,18 +33,23 @@ class Composer:
         """Raises UserError for a broken YAML."""
         if self._base is None:
             self._base = compose_choices(homes, ())
-        for picked in _others(choices):
+        return {**self._base, **{groups()[key].slot: self._node(homes, key, v) for key, v in _others(choices)}}
+
+    def _node(self, homes: tuple[Path, ...], key: str, value: Choice) -> Any:
+        for picked in _singly(key, value):
             if picked not in self._nodes:
                 self._compose(homes, (picked,))
-        return {**self._base, **{groups()[key].slot: self._nodes[key, value] for key, value in _others(choices)}}
+        found = [self._nodes[picked] for picked in _singly(key, value)]
+        return {name: part for node in found for name, part in node.items()} if len(found) > 1 else found[0]
 
     def expect(self, wanted: Iterable[Mapping[str, Choice]]) -> None:
         """Compose what these compositions choose; a choice that is broken is told when it is asked for."""
         new: dict[str, dict[Choice, None]] = {}
         for choices in wanted:
-            for key, value in _others(tuple(choices.items())):
-                if (key, value) not in self._nodes:
-                    new.setdefault(key, {})[value] = None
+            for picked in _others(tuple(choices.items())):
+                for key, value in _singly(*picked):
+                    if (key, value) not in self._nodes:
+                        new.setdefault(key, {})[value] = None
         for values in zip_longest(*new.values()):
             with suppress(UserError):
                 self._compose(home.homes(), tuple((k, v) for k, v in zip(new, values, strict=True) if v is not None))
@@ -56,3 +62,7 @@ class Composer:
 def _others(choices: Choices) -> list[Picked]:
     """Those that are not what config.yaml has, overlays apart."""
     return [(k, v) for k, v in choices if k not in OVERLAYS and v not in (None, groups()[k].default)]
+
+
+def _singly(key: str, value: Choice) -> list[Picked]:
+    return [(key, (name,)) for name in value] if isinstance(value, tuple) else [(key, value)]

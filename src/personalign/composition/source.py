@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib.util
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -66,6 +67,8 @@ def _view(target: str, file: str, mtime: int) -> ClassView:
 def _file(module: str) -> Path | None:
     """The source of a module; only the top package is looked up, so that no package is imported."""
     top, *rest = module.split(".")
+    if top in sys.stdlib_module_names:
+        return None  # no part comes from there
     try:
         spec = importlib.util.find_spec(top)
     except ValueError:
@@ -147,23 +150,33 @@ def _kind(empty: Any) -> str:
 
 
 def _params(target: str, line: list[Found]) -> dict[str, Any]:
-    """Arguments of the nearest `__init__` that may be given by name, with their types."""
-    for _, cls in line:
+    """Arguments of the nearest `__init__` that may be given by name, with their types; behind them what a TypedDict
+    says of the rest, `**rest: Unpack[Keys]`."""
+    for module, cls in line:
         for node in cls.body:
             if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-                arguments = [*node.args.args[1:], *node.args.kwonlyargs]
-                return {a.arg: _annotation(target, a) for a in arguments}
+                own = {a.arg: a.annotation for a in (*node.args.args[1:], *node.args.kwonlyargs)}
+                rest = _unpacked(module, node.args.kwarg)
+                return {name: _annotation(target, name, found) for name, found in {**own, **rest}.items()}
     return {}
 
 
-def _annotation(target: str, argument: ast.arg) -> Any:
-    node = argument.annotation
+def _unpacked(module: str, rest: ast.arg | None) -> dict[str, ast.expr]:
+    """The keys that `**rest: Unpack[Keys]` stands for, with their annotations, those of the bases of `Keys` last."""
+    match rest and rest.annotation:
+        case ast.Subscript(value=ast.Name(id="Unpack"), slice=ast.Name(id=name)) if keys := _find(module, name):
+            fields = [node for _, cls in _lineage(keys) for node in cls.body if isinstance(node, ast.AnnAssign)]
+            return {node.target.id: node.annotation for node in fields if isinstance(node.target, ast.Name)}
+    return {}
+
+
+def _annotation(target: str, name: str, node: ast.expr | None) -> Any:
     if node is None:
-        raise UserError(f"{target}: argument {argument.arg} has no annotation")
+        raise UserError(f"{target}: argument {name} has no annotation")
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         node = ast.parse(node.value, mode="eval").body
     try:
         return eval(compile(ast.Expression(node), target, "eval"), dict(NAMESPACE))
     except Exception as error:
-        text = f"{target}: the annotation of {argument.arg}, {ast.unparse(node)}, cannot be checked ({error})"
+        text = f"{target}: the annotation of {name}, {ast.unparse(node)}, cannot be checked ({error})"
         raise UserError(f"{text}; use builtins, Literal and the names of personalign.contracts") from None

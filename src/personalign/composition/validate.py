@@ -21,6 +21,7 @@ Step = tuple[str, str, ClassView]
 TOGETHER = ("data", "model", "truth")
 WAY = (*TOGETHER, "guide_model", "memory", "alignment", "generation", "boundary", "feedback", "query", "evaluation")
 LATE = ("guide", "universal")
+REWARDS = ("truth", *LATE)
 MEMORY = "memory"
 WEIGHTS = "model.weights"
 # Alignment trains on the prompts that generation renders, so what these hold, and how it plans, is there before.
@@ -56,9 +57,9 @@ def illegal(tree: Mapping[str, Any]) -> list[str]:
 
 def _steps(tree: Mapping[str, Any]) -> list[Step]:
     """(slot, choice, class) of every part that is read, in the order of the way, the rewards but the true one last."""
-    steps = []
+    steps, found = [], nodes(tree)
     for slot in (*WAY, *LATE):
-        for place, node in nodes(tree).items():
+        for place, node in found.items():
             if place.partition(".")[0] != slot or not (isinstance(node, Mapping) and node.get("_target_")):
                 continue
             name = place.partition(".")[2] or str((tree.get("choices") or {}).get(slot))
@@ -72,7 +73,7 @@ def _steps(tree: Mapping[str, Any]) -> list[Step]:
 def _gives(slot: str, seen: ClassView | PartView) -> set[str]:
     if slot == "guide_model":
         return set()
-    return {*seen.provides, *([f"reward.{slot}"] if slots()[slot].folder == "reward" else [])}
+    return {*seen.provides, *([f"reward.{slot}"] if slot in REWARDS else [])}
 
 
 def _needs(slot: str, seen: ClassView) -> list[str]:

@@ -50,6 +50,10 @@ def prompts() -> tuple[Prompt, ...]:
     return tuple(Prompt(**row) for row in rows)
 
 
+def topics() -> list[str]:
+    return sorted({prompt.topic for prompt in prompts()})
+
+
 def of_split(split: str, limit: int | None) -> list[Prompt]:
     """The first `limit` prompts of a split, taking topics in turn, so that few prompts have many topics."""
     if split not in get_args(Split):

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from personalign.contracts import Sampler, UserError
 from personalign.data.exact_pool import FORMAT, SHIPPED, Pool, Prompt, read_pool, write_pool
+from personalign.plans import Sampling
 from personalign.runtime.files import content_hash
-from personalign.types import Message, Request, Sampling
+from personalign.types import Message, Request
 
 
 @dataclass

@@ -19,12 +19,13 @@ from personalign.contracts import (
     UserError,
 )
 from personalign.data.exact_pairs import Answer, candidates, labels, prefer, ratings
-from personalign.data.exact_pool import Prompt, of_split, prompts
+from personalign.data.exact_pool import Prompt, of_split, prompts, topics
 from personalign.data.exact_source import Source
 from personalign.data.exact_stances import DRAWS, Population
 from personalign.data.exact_statements import statement, unknown_dimensions
+from personalign.plans import Sampling
 from personalign.runtime.files import content_hash
-from personalign.types import SPLITS, Event, Message, Pair, Request, Sampling, Stance, UserState
+from personalign.types import SPLITS, Event, Message, Pair, Request, Stance, UserState
 
 SOURCE = "exact_users"
 # What of the arguments says where the pool comes from: its content counts instead.
@@ -74,29 +75,16 @@ class ExactUsers(Data):
         cache: str,
     ) -> None:
         self._settings = {name: value for name, value in locals().items() if name not in PLACES}
-        _check(active, users, held_out, cold, samples_per_prompt)
-        if kind == "hostile" and "warmth" not in active:
-            raise UserError("data.kind=hostile is about warmth: put it in data.active")
-        self._prompts = {
-            split: of_split(split, limit)
-            for split, limit in zip(SPLITS, (train_prompts, validation_prompts, test_prompts), strict=True)
-        }
-        if history >= len(self._prompts["train"]):
-            raise UserError(
-                f"data.history={history} leaves no prompt for training pairs: "
-                f"there are {len(self._prompts['train'])} train prompts; lower it or raise data.train_prompts"
-            )
-        topics = sorted({prompt.topic for prompt in prompts()})
-        self._population = Population(active, topics, seed, clusters, spread, concentration)
+        _check(kind, active, users, held_out, cold, samples_per_prompt)
+        self._prompts = _prompts((train_prompts, validation_prompts, test_prompts), history)
+        self._population = Population(active, topics(), seed, clusters, spread, concentration)
         self._personas = {f"user-{i:02d}": DRAWS[kind](self._population, i) for i in range(users)}
         names = list(self._personas)
         self._seen, self._cold = names[: users - held_out - cold], set(names[users - cold :])
         self._history, self._count, self._min_gap, self._noise = history, pairs_per_user, min_gap, noise
-        sampling = Sampling(
-            temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, n=samples_per_prompt, seed=seed
-        )
-        asked = [prompt for chosen in self._prompts.values() for prompt in chosen]
-        self._source = Source(pool, model, sampling, asked, cache)
+        drawn = Sampling(temperature, top_p=top_p, max_new_tokens=max_new_tokens, n=samples_per_prompt, seed=seed)
+        asked = [prompt for some in self._prompts.values() for prompt in some]
+        self._source = Source(pool, model, drawn, asked, cache)
         self._reward: Reward | None = None
         self._answers: dict[tuple[str, str], list[Answer]] = {}
 
@@ -220,11 +208,24 @@ def _choice(pair: Pair) -> dict[str, str]:
     return {"prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected}
 
 
-def _check(active: Sequence[str], users: int, held_out: int, cold: int, samples: int) -> None:
+def _prompts(limits: Sequence[int | None], history: int) -> dict[str, list[Prompt]]:
+    """The prompts of every split. Raises UserError where histories take all that pairs are made of."""
+    found = {split: of_split(split, limit) for split, limit in zip(SPLITS, limits, strict=True)}
+    if history >= len(found["train"]):
+        raise UserError(
+            f"data.history={history} leaves no prompt for training pairs: "
+            f"there are {len(found['train'])} train prompts; lower it or raise data.train_prompts"
+        )
+    return found
+
+
+def _check(kind: str, active: Sequence[str], users: int, held_out: int, cold: int, samples: int) -> None:
     if not active or len(set(active)) < len(active):
         raise UserError("data.active must name one or more dimensions, each once")
     if unknown := unknown_dimensions(active):
         raise UserError(f"data.active: no dimension {', '.join(unknown)}")
+    if kind == "hostile" and "warmth" not in active:
+        raise UserError("data.kind=hostile is about warmth: put it in data.active")
     if held_out + cold >= users:
         raise UserError(
             f"data.users={users} leaves no seen user besides data.held_out={held_out} and data.cold={cold}: raise it"

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from personalign.contracts import UserError
 from personalign.decoding.rows import Job, prompt_ids
+from personalign.plans import Plan, Stream, Value
 from personalign.policy.logprobs import Branches
 from personalign.policy.lora import parameters
 from personalign.policy.policy import Policy
 from personalign.policy.reward_heads import prefix_values
-from personalign.types import Plan, Stream, Value
 
 
 def blamed(policy: Policy, job: Job, tokens: Sequence[int], adapters: Sequence[str]) -> UserError:

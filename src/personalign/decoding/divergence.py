@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from personalign.types import Combine
+from personalign.plans import Combine
 
 LARGEST = 300.0
 """Log-probabilities and log-ratios beyond it count as it: nobody notices so small a probability, and the square of

@@ -116,18 +116,28 @@ class Company:
     def _read(self, trees: Mapping[Answer, Tree]) -> list[Tensor]:
         """Feed what is settled, and the trees behind it: each row's states at the root and at every node."""
         settled = [self._settled(row) for row in self.rows]
-        sizes = [len(ids) for ids in settled]
         nodes = [trees[row.answer] for row in self.rows]
-        width = max(size + len(tree.tokens) for size, tree in zip(sizes, nodes, strict=True))
-        if not width:
+        if not any(settled) and not any(tree.tokens for tree in nodes):
             return [state[None] for state in self.root]
-        past, longest = self.valid.shape[1], max(sizes)
+        states = self._forward(*self._laid_out(settled, nodes))
+        found = []
+        for i, (size, tree) in enumerate(zip(map(len, settled), nodes, strict=True)):
+            self.rows[i].answer.fed_guests += size + len(tree.tokens)
+            self.root[i] = states[i, size - 1] if size else self.root[i]
+            found.append(torch.cat([self.root[i][None], states[i, size : size + len(tree.tokens)]]))
+        self._keep([len(ids) for ids in settled], states.shape[1])
+        return found
+
+    def _laid_out(self, settled: Sequence[Sequence[int]], nodes: Sequence[Tree]) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens and their positions [rows, width], and who sees whom of them [rows, width, width]: what is settled
+        comes first, and a node sees that and the way to it."""
+        width = max(len(read) + len(tree.tokens) for read, tree in zip(settled, nodes, strict=True))
         used = self.valid.sum(1).tolist()
         ids = torch.full((len(self.rows), width), self.policy.pad_id)
         positions = torch.zeros(len(self.rows), width, dtype=torch.long)
         mask = torch.eye(width, dtype=torch.bool).repeat(len(self.rows), 1, 1)
-        for i, (read, size, tree) in enumerate(zip(settled, sizes, nodes, strict=True)):
-            whole = size + len(tree.tokens)
+        for i, (read, tree) in enumerate(zip(settled, nodes, strict=True)):
+            size, whole = len(read), len(read) + len(tree.tokens)
             ids[i, :whole] = torch.tensor([*read, *tree.tokens])
             mask[i, :size, :size] = torch.ones(size, size, dtype=torch.bool).tril()
             mask[i, size:whole, :size] = True
@@ -136,30 +146,31 @@ class Company:
                 mask[i, size + k, [size + node - 1 for node in way]] = True
             places = [*range(size), *(size + len(way) - 1 for way in ways)]
             positions[i, :whole] = torch.tensor([used[i] + place for place in places])
-        if int(positions.max()) >= self.policy.context:
+        self._check(int(positions.max()))
+        return ids, positions, mask
+
+    def _check(self, last: int) -> None:
+        if last >= self.policy.context:
             raise UserError(
                 f"an answer takes more than the {self.policy.context} tokens of the context of {self.policy.label}: "
                 "lower sampling.max_new_tokens, or shorten the prompts"
             )
-        states = self._forward(ids, positions, mask, past)
-        found = []
-        for i, (size, tree) in enumerate(zip(sizes, nodes, strict=True)):
-            self.rows[i].answer.fed_guests += size + len(tree.tokens)
-            self.root[i] = states[i, size - 1] if size else self.root[i]
-            found.append(torch.cat([self.root[i][None], states[i, size : size + len(tree.tokens)]]))
+
+    def _keep(self, sizes: Sequence[int], width: int) -> None:
+        """Of the `width` that was fed, what is settled stays in the cache."""
+        longest = max(sizes)
         if width > longest:
             self.cache.crop(longest - width)
         kept = torch.arange(longest)[None] < torch.tensor(sizes)[:, None]
         self.valid = torch.cat([self.valid, kept.to(self.valid.device)], 1)
-        return found
 
     def _settled(self, row: GuestRow) -> list[int]:
         """What is to be read for good: before everything else the prompt."""
         return [*(row.source.ids if self.fresh else ()), *self.texts[row.answer].settled]
 
-    def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor, past: int) -> Tensor:
+    def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         device = self.policy.device
-        seen = torch.cat([self.valid[:, None].expand(-1, mask.shape[1], past), mask.to(device)], 2)
+        seen = torch.cat([self.valid[:, None].expand(-1, mask.shape[1], -1), mask.to(device)], 2)
         self.policy.routing.by_row([row.source.deltas for row in self.rows])
         return self.policy.hidden(
             **self.policy.inputs(ids),

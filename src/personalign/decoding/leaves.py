@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from personalign.decoding.rows import Row
+from personalign.plans import Value
 from personalign.policy.policy import Policy
 from personalign.policy.reward_heads import rater
-from personalign.types import Value
 
 
 class Leaves:

@@ -21,9 +21,9 @@ import numpy as np
 
 from personalign.decoding.cache import RowCache
 from personalign.decoding.rows import Job, prompt_ids
+from personalign.plans import Deltas
 from personalign.policy.policy import Policy
 from personalign.policy.versions import Versions
-from personalign.types import Deltas
 
 LEAST = 128
 """Tokens of a beginning that are worth a forward of their own, which takes as long as feeding some dozens."""

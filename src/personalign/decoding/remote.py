@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 
 from personalign.contracts import UserError
 from personalign.decoding.rows import Job
+from personalign.plans import Chat, Plan
 from personalign.runtime.endpoint import Endpoint, Reply
 from personalign.runtime.seeds import derive
-from personalign.types import Chat, Cost, Messages, Plan, Response
+from personalign.types import Cost, Messages, Response
 
 Groups = Sequence[Sequence[Job]]
 SEEDS = 1 << 31  # seeds are below it: some endpoints read no larger number

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from personalign.contracts import UserError
+from personalign.plans import Chat, Deltas, Plan, Segment, Soft, Stream, Value
 from personalign.policy.policy import Policy
 from personalign.policy.reward_heads import check_rates
 from personalign.runtime.seeds import derive
-from personalign.types import Chat, Deltas, Plan, Segment, Soft, Stream, Value
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from personalign.types import Candidates, Sampling
+from personalign.plans import Candidates, Sampling
 
 
 def allowed(scores: Tensor, rule: Candidates) -> Tensor:

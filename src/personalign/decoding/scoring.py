@@ -11,11 +11,11 @@ from torch import Tensor
 
 from personalign.decoding.divergence import optimum
 from personalign.decoding.rows import check_length, prompt_ids
+from personalign.plans import Deltas, Plan, Value
 from personalign.policy.logprobs import Branches, answer_logits
 from personalign.policy.policy import Policy
 from personalign.policy.reference import sequence_logprobs
 from personalign.policy.reward_heads import check_rates, sequence_values
-from personalign.types import Deltas, Plan, Value
 
 # Who reads: the deltas, the head or the value, and the model of a stream.
 _Reader = tuple[Deltas, str | Value | None, str | None]

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from personalign.evaluation.statistics import Floats
-from personalign.types import ChoiceScore, Request
+from personalign.results import ChoiceScore
+from personalign.types import Request
 
 
 def named(answer: str, choices: Sequence[str]) -> str | None:

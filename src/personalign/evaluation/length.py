@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from personalign.types import Calibration
+from personalign.results import Calibration
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from torchmetrics.text import SacreBLEUScore
 
 from personalign.evaluation import labels, metrics
 from personalign.evaluation.statistics import Bootstrap, Floats
-from personalign.types import Judged
+from personalign.results import Judged
 
 ORDERS = 4
 ROUGE = ("rouge1", "rougeL")

@@ -12,7 +12,7 @@ from personalign.contracts import Evaluation, Fraction, NaturalInt, NonNegativeF
 from personalign.evaluation import metrics, pareto, references, text
 from personalign.evaluation.length import LengthControl
 from personalign.evaluation.statistics import Better, Bootstrap, Comparison, Estimate, compare
-from personalign.types import Calibration, Figure, Judged, JudgedPair
+from personalign.results import Calibration, Figure, Judged, JudgedPair
 
 BETTER: dict[str, Better] = {
     "reward": "higher",

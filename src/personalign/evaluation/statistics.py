@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from personalign.types import Figure
+from personalign.results import Figure
 
 Floats = NDArray[np.float64]
 Better = Literal["higher", "lower", "none"]

@@ -8,7 +8,8 @@ from typing import ClassVar
 from personalign.contracts import Placement, PositiveInt, UserError
 from personalign.generation.preference_prompt import PreferencePrompt
 from personalign.generation.prompting import checked, fill, in_place, recalled, stream
-from personalign.types import Message, Messages, Plan, PolicySpec, Request, Response, UserState, last_user_text
+from personalign.plans import Plan, PolicySpec
+from personalign.types import Message, Messages, Request, Response, UserState, last_user_text
 
 FIELDS = ("request", "profile", "notes")
 

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from personalign.contracts import PositiveInt
 from personalign.generation.prompting import Prompted, before_request, checked, stream
-from personalign.types import Messages, Plan, PolicySpec, Request, Response, UserState
+from personalign.plans import Plan, PolicySpec
+from personalign.types import Messages, Request, Response, UserState
 
 
 class Aligner(Prompted):

@@ -6,7 +6,8 @@ from typing import ClassVar
 
 from personalign.contracts import Generation, NonNegativeFloat, PositiveInt
 from personalign.generation.features import rater
-from personalign.types import Candidates, Chat, Messages, Plan, PolicySpec, Request, Stream, UserState, Value
+from personalign.plans import Candidates, Chat, Plan, PolicySpec, Stream, Value
+from personalign.types import Messages, Request, UserState
 
 
 class Args(Generation):

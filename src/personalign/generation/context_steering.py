@@ -10,7 +10,8 @@ import math
 
 from personalign.contracts import Generation, NonNegativeFloat, Placement, PositiveFloat, PositiveInt, UserError
 from personalign.generation.prompting import preference_prompt, preference_template, stream
-from personalign.types import Messages, Plan, PolicySpec, Request, UserState
+from personalign.plans import Plan, PolicySpec
+from personalign.types import Messages, Request, UserState
 
 
 class ContextSteering(Generation):

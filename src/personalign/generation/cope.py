@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from personalign.contracts import Fraction, Generation, NonNegativeFloat
 from personalign.generation.prompting import stream
-from personalign.types import Candidates, Messages, Plan, PolicySpec, Request, UserState
+from personalign.plans import Candidates, Plan, PolicySpec
+from personalign.types import Messages, Request, UserState
 
 
 class CoPe(Generation):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from personalign.contracts import Generation, NonNegativeFloat, UserError
 from personalign.generation.features import listed
 from personalign.generation.prompting import stream
-from personalign.types import Deltas, Messages, Plan, PolicySpec, Request, UserState
+from personalign.plans import Deltas, Plan, PolicySpec
+from personalign.types import Messages, Request, UserState
 
 
 class DExperts(Generation):

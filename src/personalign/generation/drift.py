@@ -5,7 +5,8 @@ from __future__ import annotations
 from personalign.contracts import Generation, PositiveFloat, UserError
 from personalign.generation.features import listed
 from personalign.generation.prompting import in_system, stream
-from personalign.types import Messages, Plan, PolicySpec, Request, UserState
+from personalign.plans import Plan, PolicySpec
+from personalign.types import Messages, Request, UserState
 
 
 class Drift(Generation):

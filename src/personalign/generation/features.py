@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from personalign.contracts import UserError
-from personalign.types import Deltas, PolicySpec, Rater, UserState
+from personalign.plans import Deltas, PolicySpec, Rater
+from personalign.types import UserState
 
 
 def weighed(state: UserState, spec: PolicySpec) -> list[tuple[float, Deltas]]:

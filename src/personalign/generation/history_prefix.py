@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from personalign.contracts import Generation
+from personalign.plans import Chat, Plan, PolicySpec, Stream
 from personalign.policy.prefix import history_prefix
-from personalign.types import Chat, Messages, Plan, PolicySpec, Request, Stream, UserState
+from personalign.types import Messages, Request, UserState
 
 
 class HistoryPrefix(Generation):

@@ -7,14 +7,15 @@ from typing import Literal
 from personalign.contracts import Generation
 from personalign.generation.features import shares
 from personalign.generation.prompting import stream
-from personalign.types import Messages, Plan, PolicySpec, Request, UserState
+from personalign.plans import Plan, PolicySpec
+from personalign.types import Messages, Request, UserState
 
 
 class Mod(Generation):
     """The policy that is best for sum_i w_i R_i, from policies pi_i that are each best for one R_i (MOD).
 
     pi_i is the policy's feature of dimension i, trained from the base pi_ref. Under the reverse KL divergence, as DPO
-    has it, log pi = (1 - sum_i w_i) log pi_ref + sum_i w_i log pi_i; under the others see `types.Plan`.
+    has it, log pi = (1 - sum_i w_i) log pi_ref + sum_i w_i log pi_i; under the others see `plans.Plan`.
     With `simplex`, as in the paper, w are the positive weights of the stance divided by their sum: nothing was trained
     for wanting less of a dimension, so that such a wish counts for nothing, and who has no other gets the base. With
     `signed` they are the stance's own: w_i < 0 takes a reward away, of which the same formula holds, and what the

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from personalign.contracts import Generation, Placement
 from personalign.generation.prompting import preference_template, stream, told
-from personalign.types import Messages, Plan, PolicySpec, Request, UserState
+from personalign.plans import Plan, PolicySpec
+from personalign.types import Messages, Request, UserState
 
 
 class MultiCoS(Generation):

@@ -14,7 +14,8 @@ from typing import Literal
 from personalign.contracts import Generation, NonNegativeFloat, Placement, PositiveInt, UserError
 from personalign.generation.features import listed, weighed
 from personalign.generation.prompting import preference_prompt, preference_template, stream
-from personalign.types import Candidates, Deltas, Messages, Plan, PolicySpec, Request, UserState
+from personalign.plans import Candidates, Deltas, Plan, PolicySpec
+from personalign.types import Messages, Request, UserState
 
 Guide = tuple[float, Deltas, str | None]
 

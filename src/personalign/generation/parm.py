@@ -5,7 +5,8 @@ from __future__ import annotations
 from personalign.contracts import Generation, NonNegativeFloat
 from personalign.generation.features import mixed, weighed
 from personalign.generation.prompting import stream
-from personalign.types import Messages, Plan, PolicySpec, Request, UserState
+from personalign.plans import Plan, PolicySpec
+from personalign.types import Messages, Request, UserState
 
 
 class PARM(Generation):

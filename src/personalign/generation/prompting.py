@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from personalign.contracts import Generation, Placement
+from personalign.plans import Chat, Deltas, Plan, PolicySpec, Stream
 from personalign.runtime.prompts import before_request as before_request
 from personalign.runtime.prompts import in_place as in_place
 from personalign.runtime.prompts import in_system as in_system
@@ -10,7 +11,7 @@ from personalign.runtime.prompts import preference_template as preference_templa
 from personalign.runtime.prompts import told as told
 from personalign.runtime.templates import checked as checked
 from personalign.runtime.templates import fill as fill
-from personalign.types import Chat, Deltas, Messages, Plan, PolicySpec, Request, Stream, UserState
+from personalign.types import Messages, Request, UserState
 
 
 class Prompted(Generation):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from personalign.contracts import Placement, PositiveInt
 from personalign.generation.best_of_n import favourite
 from personalign.generation.preference_prompt import PreferencePrompt
-from personalign.types import Plan, PolicySpec, Request, Response, Score, UserState
+from personalign.plans import Plan, PolicySpec
+from personalign.types import Request, Response, Score, UserState
 
 
 class Rejection(PreferencePrompt):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from personalign.contracts import Generation
-from personalign.types import Chat, Messages, Plan, PolicySpec, Request, Soft, Stream, UserState
+from personalign.plans import Chat, Plan, PolicySpec, Soft, Stream
+from personalign.types import Messages, Request, UserState
 
 HEAD = "soft_tokens"
 

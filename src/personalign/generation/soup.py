@@ -6,7 +6,8 @@ from typing import Literal
 
 from personalign.contracts import Generation, PositiveFloat, UserError
 from personalign.generation.features import mixed, shares
-from personalign.types import Chat, Merge, Messages, Plan, PolicySpec, Request, Stream, UserState
+from personalign.plans import Chat, Merge, Plan, PolicySpec, Stream
+from personalign.types import Messages, Request, UserState
 
 
 class Soup(Generation):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from personalign.contracts import Generation
 from personalign.generation.features import mixed, steering
 from personalign.generation.prompting import stream
-from personalign.types import Messages, Plan, PolicySpec, Request, UserState
+from personalign.plans import Plan, PolicySpec
+from personalign.types import Messages, Request, UserState
 
 
 class Steering(Generation):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from personalign.contracts import Generation, NonNegativeFloat, PositiveInt, UserError
 from personalign.generation.features import listed
-from personalign.types import Candidates, Chat, Messages, Plan, PolicySpec, Rater, Request, Stream, UserState, Value
+from personalign.plans import Candidates, Chat, Plan, PolicySpec, Rater, Stream, Value
+from personalign.types import Messages, Request, UserState
 
 HEAD = "vas"
 

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from personalign.plans import Chat, Plan, Sampling, Stream, Tokens
 from personalign.runtime import traces
 from personalign.runtime.files import content_hash, write_atomic
 from personalign.runtime.progress import track
-from personalign.types import Chat, Messages, Plan, Response, Sampling, Stream, Tokens
+from personalign.types import Messages, Response
 
 if TYPE_CHECKING:
     from personalign.policy.policy import Policy

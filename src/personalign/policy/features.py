@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from personalign.plans import Deltas
 from personalign.policy.logprobs import Branches, Pooling
 from personalign.policy.policy import Policy
 from personalign.policy.reference import answer_features
 from personalign.policy.truncation import encode_within
-from personalign.types import Deltas, Messages
+from personalign.types import Messages
 
 
 @dataclass(frozen=True, slots=True)

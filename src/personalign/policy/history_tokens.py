@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from personalign.plans import Args
 from personalign.policy.soft import SoftHead
-from personalign.types import Args
 
 Form = Literal["attention", "mean"]
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
 import torch
 
-from personalign.contracts import NaturalInt, NonNegativeFloat, Part, PositiveFloat, PositiveInt, UserError
+from personalign.contracts import Part, PositiveInt, UserError
 from personalign.policy.assets import model_dir
 from personalign.policy.policy import Policy
 from personalign.policy.tiny import byte_tokenizer, random_llama
-from personalign.runtime.endpoint import Endpoint
+from personalign.runtime.endpoint import Endpoint, EndpointKeys
 
 Precision = Literal["bf16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -55,33 +55,8 @@ class Remote(Part):
 
     provides: ClassVar[tuple[str, ...]] = ("model",)
 
-    def __init__(
-        self,
-        *,
-        url: str | None,
-        url_variable: str,
-        key_variable: str,
-        model: str,
-        limit_name: Literal["max_tokens", "max_completion_tokens"],
-        timeout: PositiveFloat,
-        retries: NaturalInt,
-        backoff: NonNegativeFloat,
-        concurrency: PositiveInt,
-        cache: str,
-    ) -> None:
-        self.endpoint = Endpoint(
-            who="endpoint",
-            url=url,
-            url_variable=url_variable,
-            key_variable=key_variable,
-            model=model,
-            limit_name=limit_name,
-            timeout=timeout,
-            retries=retries,
-            backoff=backoff,
-            concurrency=concurrency,
-            cache=cache,
-        )
+    def __init__(self, **endpoint: Unpack[EndpointKeys]) -> None:
+        self.endpoint = Endpoint(who="endpoint", **endpoint)
 
 
 class Tiny(Part):

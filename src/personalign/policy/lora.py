@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from personalign.contracts import UserError
-from personalign.types import Deltas
+from personalign.plans import Deltas
 
 if TYPE_CHECKING:
     from personalign.policy.joint import Joint

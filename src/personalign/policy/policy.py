@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from personalign.contracts import UserError
+from personalign.plans import Deltas, PolicySpec, Soft, Stream
 from personalign.policy import attention, chat, joint, lora, steering
 from personalign.policy.covering import Covering, covering
 from personalign.policy.soft import SoftHead, SoftTokens
-from personalign.types import Deltas, Messages, PolicySpec, Soft, Stream
+from personalign.types import Messages
 
 
 class Guest(NamedTuple):

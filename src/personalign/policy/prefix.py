@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from personalign.types import Soft, UserState
+from personalign.plans import Soft
+from personalign.types import UserState
 
 HEAD = "history"
 

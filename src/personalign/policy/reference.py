@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from personalign.plans import Deltas
 from personalign.policy.logprobs import Branches, Pooling, answer_logprobs, answer_states, batches
 from personalign.policy.policy import Policy
 from personalign.policy.soft import has_soft
 from personalign.runtime.files import content_hash, write_atomic
 from personalign.runtime.progress import track
-from personalign.types import Deltas
 
 SAMPLED = 256  # numbers of each base tensor that go into the fingerprint
 MAX_TOKENS = 2048  # rows x longest row of one forward pass

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from personalign.contracts import UserError
+from personalign.plans import Deltas, Value
 from personalign.policy.features import Reader
 from personalign.policy.heads import Standardised
 from personalign.policy.logprobs import Branches, token_states
 from personalign.policy.policy import Policy
 from personalign.policy.reference import readings
-from personalign.types import Deltas, Value
 
 SPREAD = 0.01  # of a fresh basis, so that a fresh reward is nearly 0
 

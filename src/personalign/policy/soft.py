@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from personalign.types import Args, Soft
+from personalign.plans import Args, Soft
 
 
 class SoftHead(nn.Module, ABC):

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from personalign.plans import Deltas
 from personalign.policy.policy import Policy
 from personalign.policy.steering import decoder_layers
-from personalign.types import Deltas
 
 # The arguments of a layer, as a forward hook hands them over.
 _Call = tuple[tuple[Any, ...], dict[str, Any]]

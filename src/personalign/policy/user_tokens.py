@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from personalign.plans import Args
 from personalign.policy.soft import SoftHead
-from personalign.types import Args
 
 
 class UserTokens(SoftHead):

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from personalign.contracts import UserError
 from personalign.evaluation.statistics import Bootstrap, Comparison, Key, across_seeds, compare
 from personalign.reporting.records import Metric, Record, Sample
+from personalign.results import Figure
 from personalign.runtime.files import content_hash
-from personalign.types import Figure
 
 SETTINGS = ("resamples", "level", "few_users", "bootstrap_seed", "tie")
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from personalign.contracts import Reward
 from personalign.decoding.scoring import Reading, score_readings
-from personalign.types import Chat, Plan, Request, Score, Stream, UserState
+from personalign.plans import Chat, Plan, Stream
+from personalign.types import Request, Score, UserState
 
 if TYPE_CHECKING:
     from personalign.policy.policy import Policy

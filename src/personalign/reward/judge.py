@@ -6,21 +6,14 @@ import html
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Unpack
 
-from personalign.contracts import (
-    NaturalInt,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    Reward,
-    StanceValue,
-    UserError,
-)
+from personalign.contracts import NonNegativeFloat, PositiveInt, Reward, StanceValue, UserError
+from personalign.plans import Plan
 from personalign.reward.verdicts import Verdicts
-from personalign.runtime.endpoint import Endpoint
+from personalign.runtime.endpoint import Endpoint, EndpointKeys
 from personalign.runtime.templates import checked, fill
-from personalign.types import Message, Plan, Request, Score, UserState
+from personalign.types import Message, Request, Score, UserState
 
 if TYPE_CHECKING:
     from personalign.policy.policy import Policy
@@ -52,45 +45,23 @@ class Judge(Reward):
     def __init__(
         self,
         *,
-        url: str | None,
-        url_variable: str,
-        key_variable: str,
-        model: str,
         temperature: NonNegativeFloat | None,
         max_tokens: PositiveInt,
-        limit_name: Literal["max_tokens", "max_completion_tokens"],
-        timeout: PositiveFloat,
-        retries: NaturalInt,
-        backoff: NonNegativeFloat,
-        concurrency: PositiveInt,
-        cache: str,
         dimension: str,
         scale: dict[str, StanceValue],
         prompt: str,
         reminder: str,
         stance: str,
         unknown: str,
+        **endpoint: Unpack[EndpointKeys],
     ) -> None:
         if len(scale) < 2 or not all(label.strip() for label in scale):
             raise UserError("judge: scale needs two verdicts or more, each with a name")
-        endpoint = Endpoint(
-            who="judge",
-            url=url,
-            url_variable=url_variable,
-            key_variable=key_variable,
-            model=model,
-            limit_name=limit_name,
-            timeout=timeout,
-            retries=retries,
-            backoff=backoff,
-            concurrency=concurrency,
-            cache=cache,
-        )
         verdicts = ", ".join(scale)
         self._prompt = checked(prompt, ("user", "request", *self.answers, "verdicts"))
         self._read = reader(scale)
         once_more = fill(checked(reminder, ("verdicts",)), verdicts=verdicts)
-        self._asked = Verdicts(endpoint, max_tokens, temperature, once_more, self._read)
+        self._asked = Verdicts(Endpoint(who="judge", **endpoint), max_tokens, temperature, once_more, self._read)
         self._stance = checked(stance, ("dimension", "value"))
         self._verdicts, self._unknown, self._dimension = verdicts, unknown, dimension
 

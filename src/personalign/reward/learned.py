@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from personalign.contracts import Reward
-from personalign.types import Plan, Request, Score, UserState
+from personalign.plans import Plan
+from personalign.types import Request, Score, UserState
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import socket
 import ssl
 import threading
@@ -14,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
 
-from personalign.contracts import UserError
+from personalign.contracts import NaturalInt, NonNegativeFloat, PositiveFloat, PositiveInt, UserError
+from personalign.runtime.address import Address
 from personalign.runtime.files import content_hash, write_atomic
 
 LARGEST = 1 << 24  # bytes of a reply that are read
@@ -55,18 +54,29 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Endpoint:
-    """`{url}/chat/completions` as OpenAI's interface has it, asked by `concurrency` threads; messages begin with `who`.
+class EndpointKeys(TypedDict):
+    """What a part that asks an endpoint is told of it."""
 
-    The key is read from the environment when a question is sent, and nowhere kept. What comes back may be kept under
-    `cache`, named by the hash of the model and of what was asked: that is not sent again, whatever the url.
-    """
-
-    who: str
     url: str | None
     url_variable: str
     key_variable: str
+    model: str
+    limit_name: Literal["max_tokens", "max_completion_tokens"]
+    timeout: PositiveFloat
+    retries: NaturalInt
+    backoff: NonNegativeFloat
+    concurrency: PositiveInt
+    cache: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint(Address):
+    """`{url}/chat/completions` as OpenAI's interface has it, asked by `concurrency` threads.
+
+    What comes back may be kept under `cache`, named by the hash of the model and of what was asked: that is not sent
+    again, whatever the url.
+    """
+
     model: str
     limit_name: str
     timeout: float
@@ -129,7 +139,7 @@ class Endpoint:
             if attempt < self.retries and stop.wait(min(wait, LONGEST)):
                 break
         raise UserError(
-            f"{self.who}: {self._place()} failed {self.retries + 1} times in a row, at last with {reason}: run it "
+            f"{self.who}: {self.place()} failed {self.retries + 1} times in a row, at last with {reason}: run it "
             "again later (what was answered is kept), or change concurrency, retries or timeout"
         )
 
@@ -142,15 +152,15 @@ class Endpoint:
                 raise TypeError
         except (ValueError, LookupError, TypeError, AttributeError):
             raise UserError(
-                f"{self.who}: {self._place()} did not answer as chat completions do, but with {self._shown(raw)}: "
+                f"{self.who}: {self.place()} did not answer as chat completions do, but with {self._shown(raw)}: "
                 "check the url, which usually ends in /v1"
             ) from None
-        return Reply(self._hide(text), cut, _count(body, "prompt_tokens"), _count(body, "completion_tokens"))
+        return Reply(self.hide(text), cut, _count(body, "prompt_tokens"), _count(body, "completion_tokens"))
 
     def _send(self, body: bytes) -> bytes:
-        request = urllib.request.Request(f"{self._place()}/chat/completions", body, method="POST")
+        request = urllib.request.Request(f"{self.place()}/chat/completions", body, method="POST")
         request.add_header("Content-Type", "application/json")
-        if key := self._key():
+        if key := self.key():
             request.add_unredirected_header("Authorization", f"Bearer {key}")
         try:
             with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as response:
@@ -161,10 +171,10 @@ class Endpoint:
             cause = getattr(error, "reason", error)
             if isinstance(cause, FINAL):
                 raise UserError(
-                    f"{self.who}: {self._place()} cannot be reached ({cause}): start the endpoint, or correct the url "
+                    f"{self.who}: {self.place()} cannot be reached ({cause}): start the endpoint, or correct the url "
                     f"({self.url_variable})"
                 ) from None
-            raise _Again(self._hide(str(cause)) or type(cause).__name__) from None
+            raise _Again(self.hide(str(cause)) or type(cause).__name__) from None
 
     def _refusal(self, error: urllib.error.HTTPError) -> Exception:
         """What a status other than success means, and what helps."""
@@ -181,42 +191,7 @@ class Endpoint:
             remedy = f"check the model ({self.model}) and the url, which usually ends in /v1"
         elif error.code < 400:
             remedy = "the endpoint has moved: give its address as it is now"
-        return UserError(f"{self.who}: {self._place()} answered with status {error.code}, {said}: {remedy}")
-
-    def _place(self) -> str:
-        """The url, which holds nothing secret. Raises UserError where it does, or is none."""
-        url = (self.url or os.environ.get(self.url_variable, "")).strip()
-        if not url:
-            raise UserError(
-                f"{self.who}: no endpoint is named: set the environment variable {self.url_variable}, or url, to "
-                "something like http://localhost:8000/v1"
-            )
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError:
-            parts, port = urlsplit(""), None
-        # What does not fit is not shown: it may hold a password.
-        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-        plain = f"{parts.scheme}://{host}{'' if port is None else f':{port}'}{parts.path}"
-        if parts.scheme not in ("http", "https") or plain.lower() != url.lower() or not _printable(url):
-            raise UserError(
-                f"{self.who}: the url must be like http://localhost:8000/v1, without user, password, query or blanks; "
-                f"a key goes into the environment variable {self.key_variable}"
-            )
-        return url.rstrip("/")
-
-    def _key(self) -> str:
-        key = os.environ.get(self.key_variable, "").strip()
-        if not _printable(key):
-            raise UserError(
-                f"{self.who}: the environment variable {self.key_variable} holds characters that no key has"
-            )
-        return key
-
-    def _hide(self, text: str) -> str:
-        key = self._key()
-        return text.replace(key, "***") if key else text
+        return UserError(f"{self.who}: {self.place()} answered with status {error.code}, {said}: {remedy}")
 
     def _shown(self, raw: bytes) -> str:
         """The start of a body for a message: an error's own words where it is JSON."""
@@ -227,11 +202,7 @@ class Endpoint:
             text = inner["message"] if isinstance(inner, dict) else inner
         except (ValueError, LookupError, AttributeError):
             pass
-        return start(self._hide(str(text)))
-
-
-def _printable(text: str) -> bool:
-    return all("!" <= character <= "~" for character in text)
+        return start(self.hide(str(text)))
 
 
 def _count(body: Mapping[str, Any], name: str) -> int:
