@@ -216,6 +216,18 @@ def test_a_composition_that_needs_weights_is_illegal(words: list[str], problem: 
         compose(["model=none"])
 
 
+@pytest.mark.parametrize(
+    "url", ["http://me:{}@127.0.0.1:9/v1", "http://127.0.0.1:9/v1?key={}", "ftp://{}/v1", "{}", "http://{} /v1"]
+)
+@pytest.mark.parametrize("words", [["model.url"], ["reward@guide=judge", "guide.model=m", "guide.url"]])
+def test_an_address_that_may_hold_a_password_is_refused_before_anything_is_written(url: str, words: list[str]) -> None:
+    """And not shown: a composition is kept with the run."""
+    *chosen, key = words
+    with pytest.raises(UserError, match="must be like http://localhost:8000/v1, without user, password") as caught:
+        compose([*SMALL[:-1], *REMOTE, "memory=statement", *chosen, f"{key}='{url.format(KEY)}'"])
+    assert str(caught.value).startswith(f"{key}=***: ") and KEY not in str(caught.value)
+
+
 def test_a_passing_failure_is_tried_again_and_a_lasting_one_is_told(
     server: Server, make: Callable[..., RemoteDecoder]
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from personalign.contracts import NaturalInt, NonNegativeFloat, Part, PositiveFloat, PositiveInt, UserError
+from personalign.contracts import NaturalInt, NonNegativeFloat, OpenUrl, Part, PositiveFloat, PositiveInt, UserError
 from personalign.policy.assets import model_dir
 from personalign.policy.policy import Policy
 from personalign.policy.tiny import byte_tokenizer, random_llama
@@ -58,7 +58,7 @@ class Remote(Part):
     def __init__(
         self,
         *,
-        url: str | None,
+        url: OpenUrl | None,
         url_variable: str,
         key_variable: str,
         model: str,

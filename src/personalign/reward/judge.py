@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from personalign.contracts import (
     NaturalInt,
     NonNegativeFloat,
+    OpenUrl,
     PositiveFloat,
     PositiveInt,
     Reward,
@@ -52,7 +53,7 @@ class Judge(Reward):
     def __init__(
         self,
         *,
-        url: str | None,
+        url: OpenUrl | None,
         url_variable: str,
         key_variable: str,
         model: str,

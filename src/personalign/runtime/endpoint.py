@@ -15,9 +15,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
-from personalign.contracts import UserError
+from personalign.contracts import UserError, is_open, is_printable
 from personalign.runtime.files import content_hash, write_atomic
 
 LARGEST = 1 << 24  # bytes of a reply that are read
@@ -191,15 +190,7 @@ class Endpoint:
                 f"{self.who}: no endpoint is named: set the environment variable {self.url_variable}, or url, to "
                 "something like http://localhost:8000/v1"
             )
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError:
-            parts, port = urlsplit(""), None
-        # What does not fit is not shown: it may hold a password.
-        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-        plain = f"{parts.scheme}://{host}{'' if port is None else f':{port}'}{parts.path}"
-        if parts.scheme not in ("http", "https") or plain.lower() != url.lower() or not _printable(url):
+        if not is_open(url):  # it is not shown: it may hold a password
             raise UserError(
                 f"{self.who}: the url must be like http://localhost:8000/v1, without user, password, query or blanks; "
                 f"a key goes into the environment variable {self.key_variable}"
@@ -208,7 +199,7 @@ class Endpoint:
 
     def _key(self) -> str:
         key = os.environ.get(self.key_variable, "").strip()
-        if not _printable(key):
+        if not is_printable(key):
             raise UserError(
                 f"{self.who}: the environment variable {self.key_variable} holds characters that no key has"
             )
@@ -228,10 +219,6 @@ class Endpoint:
         except (ValueError, LookupError, AttributeError):
             pass
         return start(self._hide(str(text)))
-
-
-def _printable(text: str) -> bool:
-    return all("!" <= character <= "~" for character in text)
 
 
 def _count(body: Mapping[str, Any], name: str) -> int:
