@@ -41,6 +41,7 @@ class Server:
     def __init__(self) -> None:
         self.answers: Callable[[dict[str, Any]], tuple[int, dict[str, Any]]] = lambda body: said("Soup.")
         self.asked: list[dict[str, Any]] = []
+        self.lost = 0  # bytes of a reply that do not come
         self.keys: set[str | None] = set()
         self.lock = threading.Lock()
         outer = self
@@ -54,7 +55,7 @@ class Server:
                     status, made = outer.answers(body)
                 reply = json.dumps(made).encode()
                 self.send_response(status)
-                self.send_header("Content-Length", str(len(reply)))
+                self.send_header("Content-Length", str(len(reply) + outer.lost))
                 self.end_headers()
                 self.wfile.write(reply)
 
@@ -245,6 +246,23 @@ def test_a_passing_failure_is_tried_again_and_a_lasting_one_is_told(
     with pytest.raises(UserError, match="cannot be reached"):
         make(url="http://127.0.0.1:1/v1").generate([Job("d", plan("Hu"))])
     assert make(url="http://127.0.0.1:1/v1").generate([Job("a", plan("Hi"))])[0].text == "Soup.", "kept"
+
+
+def test_a_reply_that_breaks_off_is_asked_for_again(server: Server, make: Callable[..., RemoteDecoder]) -> None:
+    def once(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        server.lost = 50 if len(server.asked) == 1 else 0
+        return said("Soup.")
+
+    server.answers = once
+    (made,) = make(concurrency=1).generate([Job("a", plan("Hi"))])
+    assert made.text == "Soup." and len(server.asked) == 2
+
+
+def test_half_a_character_is_replaced(server: Server, make: Callable[..., RemoteDecoder]) -> None:
+    """JSON can hold one, no file of text can."""
+    server.answers = lambda body: said("So \ud83d up.", prompt_tokens=-3, completion_tokens=True)
+    (made,) = make().generate([Job("a", plan("Hi"))])
+    assert made.text == "So ? up." and made.cost.forward_tokens == made.cost.new_tokens == 0
 
 
 def test_what_was_answered_before_a_failure_is_kept(server: Server, make: Callable[..., RemoteDecoder]) -> None:

@@ -144,6 +144,7 @@ class Endpoint:
                 f"{self.who}: {self._place()} did not answer as chat completions do, but with {self._shown(raw)}: "
                 "check the url, which usually ends in /v1"
             ) from None
+        text = text.encode(errors="replace").decode()  # half a character, which JSON can hold, is no text
         return Reply(self._hide(text), cut, _count(body, "prompt_tokens"), _count(body, "completion_tokens"))
 
     def _send(self, body: bytes) -> bytes:
@@ -153,7 +154,10 @@ class Endpoint:
             request.add_unredirected_header("Authorization", f"Bearer {key}")
         try:
             with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as response:
-                return bytes(response.read(LARGEST))
+                raw = bytes(response.read(LARGEST))
+                if response.length:
+                    raise _Again(f"a reply that breaks off after {len(raw)} bytes")
+                return raw
         except urllib.error.HTTPError as error:
             raise self._refusal(error) from None
         except (OSError, http.client.HTTPException) as error:
@@ -224,7 +228,7 @@ class Endpoint:
 def _count(body: Mapping[str, Any], name: str) -> int:
     usage = body.get("usage")
     count = usage.get(name) if isinstance(usage, Mapping) else None
-    return count if isinstance(count, int) else 0
+    return count if type(count) is int and count > 0 else 0
 
 
 def _seconds(header: str | None) -> float | None:
