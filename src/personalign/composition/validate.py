@@ -241,7 +241,8 @@ def _model(tree: Mapping[str, Any], steps: list[Step]) -> list[str]:
 
 def _twice(steps: list[Step]) -> list[str]:
     """A head has one name, so that one stage alone may train it."""
-    found, first = [], {}
+    found: list[str] = []
+    first: dict[str, str] = {}
     for slot, name, seen in steps:
         for head in (given for given in seen.provides if slot == "alignment" and given.startswith(HEADS)):
             if (other := first.setdefault(head, name)) != name:
