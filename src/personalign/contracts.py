@@ -13,8 +13,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Predicate
 
 from personalign.plans import Plan, PolicySpec, Sampling
 from personalign.results import Calibration, Figure, Judged, JudgedPair
@@ -28,12 +29,30 @@ if TYPE_CHECKING:
     from personalign.runtime.fitting import Fitting
 
 
+def is_open(url: str) -> bool:
+    """Whether it is an address of http(s) that holds nothing secret: no user, no password, no query, no blanks."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    plain = f"{parts.scheme}://{host}{'' if port is None else f':{port}'}{parts.path}"
+    return parts.scheme in ("http", "https") and plain.lower() == url.lower() and is_printable(url)
+
+
+def is_printable(text: str) -> bool:
+    """Whether it is ASCII without blanks."""
+    return all("!" <= character <= "~" for character in text)
+
+
 PositiveInt = Annotated[int, Ge(1)]
 SeveralInt = Annotated[int, Ge(2)]
 NaturalInt = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
+OpenUrl = Annotated[str, Predicate(is_open)]
 StanceValue = Annotated[float, Ge(-1), Le(1)]
 TextKind = Literal["text", "statement", "choice", "rating", "attribute"]
 Placement = Literal["system", "user"]
@@ -73,6 +92,7 @@ class Part:
     `policy.corrector`, `policy.heads.<name>` from alignment;
     `prompt.targets` (wanted ratings in what it renders), `prompt.draft` (it has a `correction`), `prompt.equal` (and an
     `equalisation`), `plan.guide_model` (what training makes is a guide, which may be a further model) from generation;
+    `plan`, generation's, when all that it is made of is trained: a reward that reads it needs it;
     `reward.truth`, `reward.guide`, `reward.universal` from the reward that is chosen under that name.
     """
 

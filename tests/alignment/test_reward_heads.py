@@ -25,6 +25,7 @@ from personalign.policy.policy import Policy
 from personalign.policy.reward_heads import BradleyTerryHead, LoReHead
 from personalign.policy.vpl import VPLHead
 from personalign.reward.learned import VPL, BradleyTerry, LoRe
+from personalign.runtime.seeds import derive
 from personalign.types import Event, Message, Pair, Request, UserState
 
 Make = Callable[..., Any]
@@ -34,6 +35,10 @@ WIDTH = 6
 
 def draw(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def seeded(seed: int, *names: str) -> torch.Generator:
+    return torch.Generator().manual_seed(derive(seed, *names))
 
 
 def sigmoid(x: float) -> float:
@@ -95,11 +100,10 @@ def test_the_low_rank_loss_is_the_mean_over_users_of_a_user_s_mean() -> None:
 
 def test_the_evidence_bound_is_what_its_formula_says(monkeypatch: pytest.MonkeyPatch) -> None:
     head, features = VPLHead(WIDTH, READER, 5, 3).double(), draw(6, 2, WIDTH)
-    noise = draw(2, 3)
-    monkeypatch.setattr(torch, "randn_like", lambda like: noise)
-    objective = Variational(head, features, ["ann"] * 3 + ["bob"] * 3, 2, lambda step: 0.5 * step)
+    noise = torch.stack([torch.randn(3, generator=seeded(7, "vpl", "3", row)) for row in "04"]).double()
+    objective = Variational(head, features, ["ann"] * 3 + ["bob"] * 3, 2, lambda step: 0.5 * step, seed=7)
     contexts = torch.tensor([[1, 2], [5, 0]]), torch.tensor([[True, True], [True, False]])
-    monkeypatch.setattr(objective, "contexts", lambda rows: contexts)
+    monkeypatch.setattr(objective, "contexts", lambda rows, draws: contexts)
     objective.at(3)
     loss, figures = objective({"vpl": [0, 4]})
     expected = []
@@ -115,12 +119,21 @@ def test_the_evidence_bound_is_what_its_formula_says(monkeypatch: pytest.MonkeyP
     assert torch.autograd.gradcheck(lambda *_: objective({"vpl": [0, 4]})[0], tuple(head.parameters()))
 
 
+def test_a_pair_draws_the_same_in_any_part_of_a_batch_and_anew_at_every_step() -> None:
+    head, features = VPLHead(WIDTH, READER, 5, 3).double(), draw(8, 2, WIDTH)
+    objective = Variational(head, features, ["ann"] * 4 + ["bob"] * 4, 2, lambda step: 1.0, seed=0)
+    parts = [float(objective({"vpl": rows})[0]) for rows in ([0, 1, 6, 7], [0, 6], [7, 1])]
+    assert parts[0] == pytest.approx((parts[1] + parts[2]) / 2, abs=1e-12)
+    objective.at(1)
+    assert abs(float(objective({"vpl": [0, 1, 6, 7]})[0]) - parts[0]) > 1e-6
+
+
 def test_contexts_are_other_pairs_of_the_same_user() -> None:
     users = ["ann", "bob"] * 6 + ["eve"]
-    objective = Variational(VPLHead(WIDTH, READER, 5, 3), draw(13, 2, WIDTH), users, 4, lambda step: 1.0)
+    objective = Variational(VPLHead(WIDTH, READER, 5, 3), draw(13, 2, WIDTH), users, 4, lambda step: 1.0, seed=0)
     sizes = set()
-    for _ in range(40):
-        places, there = objective.contexts([0, 3, 12])
+    for step in range(40):
+        places, there = objective.contexts([0, 3, 12], [seeded(step, row) for row in "abc"])
         for row, some, filled in zip((0, 3, 12), places, there, strict=True):
             chosen = some[filled].tolist()
             assert row not in chosen and len(set(chosen)) == len(chosen)

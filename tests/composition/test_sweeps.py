@@ -177,6 +177,8 @@ def test_any_value_survives_the_grid(house: Path, value: Any) -> None:
             ["grid.yaml: a: foo=1: no such", 'grid.yaml: a: seed="x": must be'],
         ),
         ("rows:\n  a: []\nbaseline: b\n", ["baseline b is no row; there is a"]),
+        ("rows:\n  a: []\nseeds: [0, 1, 0]\n", ["two cells are called 'a, seed=0': name every seed"]),
+        ("rows:\n  a: []\ngrid: {seed: [1, 1]}\n", ["two cells are called 'a, seed=1': name every seed"]),
         ("rows:\n  a: []\nnotes: {b: odd}\n", ["notes b is no row; there is a"]),
         ("rows:\n  a: []\nseed: [1]\n", ["grid.yaml: seed: no such key; did you mean seeds?"]),
         ("rows: [a]\n", ['grid.yaml: rows=["a"]: must be a mapping']),

@@ -207,3 +207,42 @@ def test_alignment_may_need_something_of_the_prompts_that_generation_renders() -
     compose(["alignment=ric", "source=runs/0123456789abcdef"])
     with pytest.raises(IllegalComposition, match=r"^alignment=ric needs prompt\.targets: use generation=ric$"):
         compose(["alignment=ric"])
+
+
+def test_two_stages_that_train_the_same_head_are_refused_before_one_is_trained() -> None:
+    two = ["memory=history_vectors", "generation=history_prefix", "alignment=[pplug,e2p]"]
+    with pytest.raises(
+        UserError, match=r"^alignment=pplug and alignment=e2p both train policy\.heads\.history: choose one"
+    ):
+        compose(two)
+    compose(["memory=lore_weights", "alignment=[lore,reward_head]"])
+
+
+@pytest.mark.parametrize(
+    ("generation", "stages", "first"),
+    [
+        ("pad", ["rloo", "pad"], "policy.features: put alignment=pad"),
+        ("steering", ["vas", "bipo"], "policy.vectors: put alignment=bipo"),
+        ("args", ["rloo", "reward_head"], "policy.heads.bradley_terry: put alignment=reward_head"),
+    ],
+)
+def test_a_guide_that_reads_the_plan_waits_for_what_it_is_made_of(
+    generation: str, stages: list[str], first: str
+) -> None:
+    words = ["memory=stance_stated", f"generation={generation}"]
+    compose([*words, f"alignment=[{','.join(reversed(stages))}]"])
+    compose([*words, f"alignment=[{','.join(stages)}]", "reward@guide=exact"])
+    with pytest.raises(IllegalComposition) as caught:
+        compose([*words, f"alignment=[{','.join(stages)}]"])
+    assert str(caught.value) == (
+        f"alignment={stages[0]} learns from reward@guide=implicit, which reads the plan of generation={generation} and "
+        f"so needs {first} before it"
+    )
+
+
+def test_what_a_guide_is_needed_for_is_not_waited_for_by_it() -> None:
+    """Values of the answers of what was trained before, under a guide that reads these answers' likelihood."""
+    for stages in ("[dpo,vas]", "[rloo,vas]"):
+        compose(["memory=stance_stated", "generation=vas", f"alignment={stages}"])
+    with pytest.raises(IllegalComposition, match=r"^generation=pad needs policy\.features: add alignment=[\w|]+$"):
+        compose(["memory=stance_stated", "generation=pad", "alignment=rloo"])

@@ -42,6 +42,7 @@ class Server:
     def __init__(self) -> None:
         self.answers: Callable[[dict[str, Any]], tuple[int, dict[str, Any]]] = lambda body: said("Soup.")
         self.asked: list[dict[str, Any]] = []
+        self.lost = 0  # bytes of a reply that do not come
         self.keys: set[str | None] = set()
         self.lock = threading.Lock()
         outer = self
@@ -55,7 +56,7 @@ class Server:
                     status, made = outer.answers(body)
                 reply = json.dumps(made).encode()
                 self.send_response(status)
-                self.send_header("Content-Length", str(len(reply)))
+                self.send_header("Content-Length", str(len(reply) + outer.lost))
                 self.end_headers()
                 self.wfile.write(reply)
 
@@ -217,6 +218,18 @@ def test_a_composition_that_needs_weights_is_illegal(words: list[str], problem: 
         compose(["model=none"])
 
 
+@pytest.mark.parametrize(
+    "url", ["http://me:{}@127.0.0.1:9/v1", "http://127.0.0.1:9/v1?key={}", "ftp://{}/v1", "{}", "http://{} /v1"]
+)
+@pytest.mark.parametrize("words", [["model.url"], ["reward@guide=judge", "guide.model=m", "guide.url"]])
+def test_an_address_that_may_hold_a_password_is_refused_before_anything_is_written(url: str, words: list[str]) -> None:
+    """And not shown: a composition is kept with the run."""
+    *chosen, key = words
+    with pytest.raises(UserError, match="must be like http://localhost:8000/v1, without user, password") as caught:
+        compose([*SMALL[:-1], *REMOTE, "memory=statement", *chosen, f"{key}='{url.format(KEY)}'"])
+    assert str(caught.value).startswith(f"{key}=***: ") and KEY not in str(caught.value)
+
+
 def test_a_passing_failure_is_tried_again_and_a_lasting_one_is_told(
     server: Server, make: Callable[..., RemoteDecoder]
 ) -> None:
@@ -234,6 +247,23 @@ def test_a_passing_failure_is_tried_again_and_a_lasting_one_is_told(
     with pytest.raises(UserError, match="cannot be reached"):
         make(url="http://127.0.0.1:1/v1").generate([Job("d", plan("Hu"))])
     assert make(url="http://127.0.0.1:1/v1").generate([Job("a", plan("Hi"))])[0].text == "Soup.", "kept"
+
+
+def test_a_reply_that_breaks_off_is_asked_for_again(server: Server, make: Callable[..., RemoteDecoder]) -> None:
+    def once(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        server.lost = 50 if len(server.asked) == 1 else 0
+        return said("Soup.")
+
+    server.answers = once
+    (made,) = make(concurrency=1).generate([Job("a", plan("Hi"))])
+    assert made.text == "Soup." and len(server.asked) == 2
+
+
+def test_half_a_character_is_replaced(server: Server, make: Callable[..., RemoteDecoder]) -> None:
+    """JSON can hold one, no file of text can."""
+    server.answers = lambda body: said("So \ud83d up.", prompt_tokens=-3, completion_tokens=True)
+    (made,) = make().generate([Job("a", plan("Hi"))])
+    assert made.text == "So ? up." and made.cost.forward_tokens == made.cost.new_tokens == 0
 
 
 def test_what_was_answered_before_a_failure_is_kept(server: Server, make: Callable[..., RemoteDecoder]) -> None:

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from personalign.policy import lora, reference
+from personalign.policy.history_tokens import HistoryTokens
 from personalign.policy.logprobs import Branches, answer_logprobs
 from personalign.policy.lora import LoRAConfig
 from personalign.policy.policy import Policy
-from personalign.policy.reference import fingerprint, sequence_logprobs, shared
+from personalign.policy.reference import fingerprint, sequence_logprobs, shared, standing
 
 ROWS = [
     Branches((5, 6, 7), ((8, 9), (10, 11, 12))),
@@ -77,6 +78,15 @@ def test_other_weights_under_the_same_label_are_told_apart(tiny: Policy) -> None
     with torch.no_grad():
         tiny.model.model.layers[1].mlp.up_proj.weight.add_(0.01)
     assert fingerprint(tiny, ()) != before
+
+
+def test_a_policy_as_it_stands_is_told_by_its_heads_too(tiny: Policy) -> None:
+    """Also by a single number without a dimension, as the size of history tokens is."""
+    before = standing(tiny)
+    tiny.heads["history"] = HistoryTokens("mean", 4, 3, 1, torch.zeros(2, 8), size=0.5)
+    kept = standing(tiny)
+    tiny.heads["history"].size.fill_(0.25)
+    assert len({before, kept, standing(tiny)}) == 3
 
 
 def test_answers_to_one_prompt_share_rows_up_to_a_width() -> None:

@@ -43,7 +43,7 @@ class LoReStage(HeadStage):
     def network(self, width: int, reader: Reader, users: Sequence[str]) -> LoReHead:
         return LoReHead(width, reader, list(dict.fromkeys(users)), self.rank)
 
-    def objective(self, head: RewardHead, features: Tensor, users: Sequence[str]) -> Objective:
+    def objective(self, head: RewardHead, features: Tensor, users: Sequence[str], seed: int) -> Objective:
         assert isinstance(head, LoReHead)
         return LowRank(head, features, users)
 

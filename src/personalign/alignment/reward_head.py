@@ -55,8 +55,9 @@ class HeadStage(Trained):
         """A fresh head, drawn from torch's present random state, for the users of the pairs."""
 
     @abstractmethod
-    def objective(self, head: RewardHead, features: Tensor, users: Sequence[str]) -> Objective:
-        """What is minimised on features [pairs, 2, width], chosen first, of pairs of these `users` [pairs]."""
+    def objective(self, head: RewardHead, features: Tensor, users: Sequence[str], seed: int) -> Objective:
+        """What is minimised on features [pairs, 2, width], chosen first, of pairs of these `users` [pairs]; `seed` is
+        for what it draws."""
 
     def settings(self) -> object:
         """What else than recipe, data and reader the result depends on."""
@@ -74,7 +75,7 @@ class HeadStage(Trained):
         def prepare() -> tuple[Objective, dict[str, list[Item]]]:
             features = torch.stack(reader.features(policy, rows, "features of pairs"))
             head.standardise(features.flatten(0, 1))
-            return self.objective(head, features, users), items({self.head: rows})
+            return self.objective(head, features, users, fitting.seed), items({self.head: rows})
 
         content = [self.head, fingerprint(policy, reader.deltas), reader, self.settings(), users, rows]
         trainee = Head(self.head, head)
@@ -99,7 +100,7 @@ class BradleyTerryStage(HeadStage):
     def network(self, width: int, reader: Reader, users: Sequence[str]) -> BradleyTerryHead:
         return BradleyTerryHead(width, reader)
 
-    def objective(self, head: RewardHead, features: Tensor, users: Sequence[str]) -> Objective:
+    def objective(self, head: RewardHead, features: Tensor, users: Sequence[str], seed: int) -> Objective:
         return Pooled(head, features)
 
 

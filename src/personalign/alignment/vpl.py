@@ -17,6 +17,7 @@ from personalign.contracts import Fraction, NonNegativeFloat, PositiveInt
 from personalign.policy.features import Reader
 from personalign.policy.reward_heads import RewardHead
 from personalign.policy.vpl import VPLHead
+from personalign.runtime.seeds import derive
 
 
 class VPLStage(HeadStage):
@@ -56,9 +57,9 @@ class VPLStage(HeadStage):
     def network(self, width: int, reader: Reader, users: Sequence[str]) -> VPLHead:
         return VPLHead(width, reader, self.hidden, self.latent)
 
-    def objective(self, head: RewardHead, features: Tensor, users: Sequence[str]) -> Objective:
+    def objective(self, head: RewardHead, features: Tensor, users: Sequence[str], seed: int) -> Objective:
         assert isinstance(head, VPLHead)
-        return Variational(head, features, users, self.context, self.kl)
+        return Variational(head, features, users, self.context, self.kl, seed)
 
     def kl(self, step: int) -> float:
         """What the KL divergence counts at a step."""
@@ -72,41 +73,52 @@ def annealing(step: int, period: int, start: float) -> float:
 
 
 class Variational:
-    """The evidence lower bound, negated, with one draw of contexts and latents for every pair of a batch."""
+    """The evidence lower bound, negated, with one draw of context and latent for every pair of a batch.
+
+    A pair's draws depend on the seed, its number and the step alone, so that several processes make those of one.
+    """
 
     def __init__(
-        self, head: VPLHead, features: Tensor, users: Sequence[str], context: int, kl: Callable[[int], float]
+        self,
+        head: VPLHead,
+        features: Tensor,
+        users: Sequence[str],
+        context: int,
+        kl: Callable[[int], float],
+        seed: int,
     ) -> None:
         self.head, self.features, self.users, self.context, self.kl = head, features, users, context, kl
-        self.weight = kl(0)
+        self.seed, self.step, self.weight = seed, 0, kl(0)
         self.own: dict[str, list[int]] = {}
         for row, user in enumerate(users):
             self.own.setdefault(user, []).append(row)
 
     def at(self, step: int) -> None:
-        self.weight = self.kl(step)
+        self.step, self.weight = step, self.kl(step)
 
     def __call__(self, batch: Indices) -> tuple[Tensor, Mapping[str, Tensor]]:
         (rows,) = batch.values()
         device = self.head.mean.device
-        others, there = self.contexts(rows)
+        draws = [torch.Generator().manual_seed(derive(self.seed, "vpl", str(self.step), str(row))) for row in rows]
+        others, there = self.contexts(rows, draws)
         mean, log_variance = self.head.posterior(self.features[others].to(device), there.to(device))
-        z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+        noise = torch.stack([torch.randn(mean.shape[1], generator=draw) for draw in draws])
+        z = mean + (0.5 * log_variance).exp() * noise.to(mean)
         rewards = self.head.rewards(self.features[rows].to(device), z[:, None])
         kl = gaussian_kl(mean, log_variance).mean()
         loss = bradley_terry_loss(rewards).mean() + self.weight * kl
         return loss, {"accuracy": accuracy(rewards), "kl": kl.detach()}
 
-    def contexts(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """For every row, rows of other pairs of its user, drawn without putting back, and which of these places are
-        filled: [rows, context] both."""
+    def contexts(self, rows: Sequence[int], draws: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+        """For every row, rows of other pairs of its user, drawn by its own generator without putting back, and which
+        of these places are filled: [rows, context] both."""
         places = torch.zeros(len(rows), self.context, dtype=torch.long)
         there = torch.zeros(len(rows), self.context, dtype=torch.bool)
-        for i, row in enumerate(rows):
+        for i, (row, draw) in enumerate(zip(rows, draws, strict=True)):
             others = [other for other in self.own[self.users[row]] if other != row]
             most = min(self.context, len(others))
-            count = int(torch.randint(1, most + 1, ())) if most else 0
-            order = torch.randperm(len(others))[:count]
+            count = int(torch.randint(1, most + 1, (), generator=draw)) if most else 0
+            order = torch.randperm(len(others), generator=draw)[:count]
             places[i, :count] = torch.tensor(others, dtype=torch.long)[order]
             there[i, :count] = True
         return places, there

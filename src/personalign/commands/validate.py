@@ -18,7 +18,7 @@ from personalign.composition.identity import identity, label
 from personalign.composition.layers import chosen, from_file, from_overrides
 from personalign.composition.parts import catalogue, groups, load
 from personalign.composition.sweeps import read
-from personalign.composition.validate import IllegalComposition
+from personalign.composition.validate import PLAN, IllegalComposition
 from personalign.contracts import UserError
 
 EXAMPLES = """
@@ -160,7 +160,7 @@ def _mistakes(overrides: Sequence[str], composed: Composer) -> list[str]:
 def _unmet() -> list[str]:
     """What a choice needs that nothing provides, so that no composition could have it."""
     given = {name for part in catalogue() for name in part.provides}
-    given |= {f"reward.{group.slot}" for group in groups().values() if group.folder == "reward"}
+    given |= {PLAN, *(f"reward.{group.slot}" for group in groups().values() if group.folder == "reward")}
     return [
         f"{part.group}={part.choice} needs {need}, which nothing provides"
         for part in catalogue()

@@ -25,6 +25,8 @@ TYPES = {
     "tuple_type": "a list",
     "dict_type": "a mapping",
     "none_required": "null",
+    "too_short": "a list with something in it",
+    "predicate_failed": "like http://localhost:8000/v1, without user, password, query or blanks",
 }
 SHORTER = {"greater than or equal to": "at least", "less than or equal to": "at most"}
 
@@ -128,6 +130,8 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
 def describe(error: ValidationError, given: Any, place: str = "", known: Iterable[str] = ()) -> list[str]:
     """One line for each key of `given` at fault, below `place`; what the members of a union say is joined."""
     lines: dict[str, list[str]] = {}
+    # An address that is not as it should be is not shown: it may hold a password.
+    hidden = [item["input"] for item in error.errors() if item["type"] == "predicate_failed"]
     for item in error.errors():
         path = ".".join([place, *_keys(item["loc"], given)]).strip(".")
         if item["type"] == "missing":
@@ -140,7 +144,8 @@ def describe(error: ValidationError, given: Any, place: str = "", known: Iterabl
             text = TYPES.get(item["type"]) or item["msg"].removeprefix("Input ").removeprefix("should be ")
             for long, short in SHORTER.items():
                 text = text.replace(long, short)
-            lines.setdefault(f"{path}={json.dumps(item['input'])}: must be", []).append(text)
+            shown = "***" if item["input"] in hidden else json.dumps(item["input"])
+            lines.setdefault(f"{path}={shown}: must be", []).append(text)
     return [" ".join([line, " or ".join(dict.fromkeys(texts))]).strip() for line, texts in lines.items()]
 
 

@@ -90,7 +90,12 @@ def read(path: str | Path, overrides: Sequence[str] = (), composed: Composer | N
     mistakes: dict[str, str] = {}
     composed = composed or Composer()
     points = []
+    seen: set[str] = set()
     for name, row, own, lines in _lines(file, tuple(overrides)):
+        if name in seen:
+            twice = f"two cells are called {name!r}: name every seed and every value of the grid once"
+            _blame(mistakes, str(where), UserError(twice))
+        seen.add(name)
         try:
             points.append((name, row, file.notes.get(own), lines, _layers(lines)))
         except UserError as error:

@@ -27,6 +27,9 @@ WEIGHTS = "model.weights"
 # Alignment trains on the prompts that generation renders, so what these hold, and how it plans, is there before.
 PROMPT = "prompt."
 PLANNED = (PROMPT, "plan.")
+PLAN = "plan"
+GUIDE = "reward.guide"
+HEADS = "policy.heads."
 TRAINER_KEYS = {"strategy", "devices", "num_nodes", "zero_stage"}
 
 
@@ -51,6 +54,7 @@ def illegal(tree: Mapping[str, Any]) -> list[str]:
         *_rounds(tree, steps),
         *_tuning(tree),
         *_model(tree, steps),
+        *_twice(steps),
         *_unmet(steps, tree.get("source") is not None),
     ]
 
@@ -81,7 +85,8 @@ def _needs(slot: str, seen: ClassView) -> list[str]:
     if slot == "universal":
         return [need for need in seen.needs if not need.startswith("state.")]
     if slot == "truth":
-        return list(dict.fromkeys("truth" if need.startswith("state.") else need for need in seen.needs))
+        needs = [need for need in seen.needs if need != PLAN]
+        return list(dict.fromkeys("truth" if need.startswith("state.") else need for need in needs))
     if slot == "guide_model":
         return ["plan.guide_model"]
     return list(seen.needs)
@@ -96,9 +101,14 @@ def _unmet(steps: list[Step], sourced: bool) -> list[str]:
     }
     given |= {need for _, _, seen in way for need in seen.needs if sourced and need.startswith(PROMPT)}
     lacking: list[tuple[Step, str]] = []
+    early: list[str] = []
     for step in way:
+        given |= set() if _untrained(way, given) else {PLAN}
         waiting = _join(waiting, given)
         needs = [need for need in _needs(step[0], step[2]) if need not in given]
+        if told := _early(step, needs, waiting, way, given):
+            early += told
+            needs.remove(GUIDE)
         if step[0] == MEMORY and needs and all(need.startswith("policy.") for need in needs):
             waiting.append(step)
             continue
@@ -110,7 +120,30 @@ def _unmet(steps: list[Step], sourced: bool) -> list[str]:
     promised = {name for step in stuck for name in _gives(step[0], step[2])}
     lacking = [(step, need) for step, need in lacking if need not in promised]
     lacking += [(step, need) for step in stuck for need in _needs(step[0], step[2]) if need not in given]
-    return [_line(step, need, steps) for step, need in lacking]
+    # Without a plan generation itself lacks something.
+    return [*early, *(_line(step, need, steps) for step, need in lacking if need != PLAN)]
+
+
+def _untrained(way: list[Step], given: set[str]) -> list[str]:
+    """What generation's plan is made of and is not trained yet. What a stage trains that itself learns from a guide
+    counts as there: no guide could wait for it."""
+    there = {name for slot, _, seen in way if slot == "alignment" and GUIDE in seen.needs for name in seen.provides}
+    needs = [need for slot, _, seen in way if slot == "generation" for need in seen.needs]
+    return [need for need in needs if need.startswith("policy.") and need not in given | there]
+
+
+def _early(step: Step, needs: list[str], waiting: list[Step], way: list[Step], given: set[str]) -> list[str]:
+    """Why a stage learns too early from a guide that reads the plan: it comes before those that train its parts."""
+    guides = [name for slot, name, seen in waiting if slot == "guide" and PLAN in seen.needs]
+    if step[0] != "alignment" or GUIDE not in needs or not guides or PLAN in given:
+        return []
+    (generation,) = [name for slot, name, _ in way if slot == "generation"]
+    read = f"alignment={step[1]} learns from reward@guide={guides[0]}, which reads the plan of generation={generation}"
+    found = []
+    for need in _untrained(way, given):
+        late = [f"alignment={name}" for slot, name, seen in way if slot == "alignment" and need in seen.provides]
+        found += [f"{read} and so needs {need}: put {late[0]} before it"] if late else []
+    return found
 
 
 def _join(waiting: list[Step], given: set[str]) -> list[Step]:
@@ -182,9 +215,10 @@ def _tuning(tree: Mapping[str, Any]) -> list[str]:
             f"tune.strengths: generation={choices.get('generation')} has no strength to tune: set it to null, or use "
             f"generation={'|'.join(able)}"
         )
-    judge = tree.get(str(tune.get("by")))
-    if not (isinstance(judge, Mapping) and judge.get("_target_")):
-        found.append(f"tune.by={tune.get('by')} needs reward.{tune.get('by')}: choose reward@{tune.get('by')}")
+    by = str(tune.get("by"))
+    judge = tree.get(by)
+    if by in slots() and not (isinstance(judge, Mapping) and judge.get("_target_")):
+        found.append(f"tune.by={by} needs reward.{by}: choose reward@{by}")
     return found
 
 
@@ -203,6 +237,17 @@ def _model(tree: Mapping[str, Any], steps: list[Step]) -> list[str]:
             lacking += [f"tune.perplexity={tune['perplexity']}"]
         remedy = " or ".join(_providers(MEMORY, WEIGHTS))
         found += [f"{what} needs {WEIGHTS}, which model={far['model']} has elsewhere: {remedy}" for what in lacking]
+    return found
+
+
+def _twice(steps: list[Step]) -> list[str]:
+    """A head has one name, so that one stage alone may train it."""
+    found: list[str] = []
+    first: dict[str, str] = {}
+    for slot, name, seen in steps:
+        for head in (given for given in seen.provides if slot == "alignment" and given.startswith(HEADS)):
+            if (other := first.setdefault(head, name)) != name:
+                found.append(f"alignment={other} and alignment={name} both train {head}: choose one of them")
     return found
 
 

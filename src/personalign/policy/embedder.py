@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 
 from personalign.contracts import UserError
@@ -93,7 +94,7 @@ def load_embedder(name: str, revision: str | None, cache: str, max_tokens: int, 
         missing = sorted(key for key in found["missing_keys"] if UNREAD not in key)
         if missing:
             raise ValueError(f"it lacks the weights {', '.join(missing[:3])}")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"encoder {name!r} could not be loaded: {reason}") from error
     return Embedder(model, tokenizer, max_tokens, batch_size)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Unpack
 
 import torch
+from safetensors import SafetensorError
 
 from personalign.contracts import Part, PositiveInt, UserError
 from personalign.policy.assets import model_dir
@@ -30,7 +31,7 @@ class Pretrained(Part):
         self.revision = revision
 
     def build(self, cache: Path, precision: Precision) -> Policy:
-        """Load at `precision`. Raises UserError when there is no such model or it has no safetensors."""
+        """Load at `precision`. Raises UserError when there is no such model, or it has no whole safetensors."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         path = str(model_dir(self.name, cache))
@@ -40,9 +41,12 @@ class Pretrained(Part):
             model = AutoModelForCausalLM.from_pretrained(
                 path, dtype=DTYPES[precision], use_safetensors=True, attn_implementation="sdpa", **options
             )
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"model {self.name!r} could not be loaded: {reason}") from error
+        except (OSError, ValueError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".:")
+            raise UserError(
+                f"model {self.name!r} could not be loaded: {reason}; name a model of the hub, or a folder that is "
+                "there and holds configuration, tokenizer and whole safetensors"
+            ) from error
         return Policy(model, tokenizer, self.name, cache)
 
 

@@ -52,7 +52,8 @@ def standing(policy: Policy) -> str:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return bytes(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    # Flat, since a single number without a dimension cannot be seen as bytes.
+    return bytes(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy())
 
 
 def shared(rows: Sequence[Branches], width: int) -> list[Branches]:

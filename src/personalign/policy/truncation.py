@@ -26,7 +26,10 @@ def encode_within(policy: Policy, messages: Messages, limit: int, name: str) -> 
         messages = _shortened(policy, messages, len(ids) - limit)
         if not any(m.role == "user" and m.content for m in messages):
             break
-    raise UserError(f"the prompt of {name!r} does not fit into {limit} tokens: raise max_prompt")
+    raise UserError(
+        f"the prompt of {name!r} does not fit into {limit} tokens: raise max_prompt of alignment, or have less "
+        "recalled (memory_budget)"
+    )
 
 
 def _shortened(policy: Policy, messages: Messages, excess: int) -> Messages:

@@ -80,13 +80,14 @@ class Classifier(Reward):
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
+            from safetensors import SafetensorError
             from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
             options: dict[str, Any] = {"trust_remote_code": False, "revision": self.revision}
             try:
                 tokenizer = AutoTokenizer.from_pretrained(self.name, **options)
                 model = AutoModelForSequenceClassification.from_pretrained(self.name, use_safetensors=True, **options)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, SafetensorError) as error:
                 reason = str(error).strip().splitlines()[0]
                 raise UserError(f"reward model {self.name!r} could not be loaded: {reason}") from error
             if self.output >= model.config.num_labels:

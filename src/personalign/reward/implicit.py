@@ -21,7 +21,7 @@ class Implicit(Reward):
     For a log-linear plan of several streams log pi is its score, which lacks only the normaliser of each step.
     """
 
-    needs = ("model.weights",)
+    needs = ("model.weights", "plan")
     provides = ()
     paper = "arXiv 2305.18290, eq. 5; arXiv 2410.04070, eq. 8"
     node = "personalized rewarding / parameter"

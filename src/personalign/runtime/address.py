@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
-from personalign.contracts import UserError
+from personalign.contracts import UserError, is_open, is_printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +28,7 @@ class Address:
                 f"{self.who}: no endpoint is named: set the environment variable {self.url_variable}, or url, to "
                 "something like http://localhost:8000/v1"
             )
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError:
-            parts, port = urlsplit(""), None
-        # What does not fit is not shown: it may hold a password.
-        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-        plain = f"{parts.scheme}://{host}{'' if port is None else f':{port}'}{parts.path}"
-        if parts.scheme not in ("http", "https") or plain.lower() != url.lower() or not _printable(url):
+        if not is_open(url):  # it is not shown: it may hold a password
             raise UserError(
                 f"{self.who}: the url must be like http://localhost:8000/v1, without user, password, query or blanks; "
                 f"a key goes into the environment variable {self.key_variable}"
@@ -46,7 +37,7 @@ class Address:
 
     def key(self) -> str:
         key = os.environ.get(self.key_variable, "").strip()
-        if not _printable(key):
+        if not is_printable(key):
             raise UserError(
                 f"{self.who}: the environment variable {self.key_variable} holds characters that no key has"
             )
@@ -55,7 +46,3 @@ class Address:
     def hide(self, text: str) -> str:
         key = self.key()
         return text.replace(key, "***") if key else text
-
-
-def _printable(text: str) -> bool:
-    return all("!" <= character <= "~" for character in text)

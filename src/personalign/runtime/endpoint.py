@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
 
-from personalign.contracts import NaturalInt, NonNegativeFloat, PositiveFloat, PositiveInt, UserError
+from personalign.contracts import NaturalInt, NonNegativeFloat, OpenUrl, PositiveFloat, PositiveInt, UserError
 from personalign.runtime.address import Address
 from personalign.runtime.files import content_hash, write_atomic
 
@@ -57,7 +57,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 class EndpointKeys(TypedDict):
     """What a part that asks an endpoint is told of it."""
 
-    url: str | None
+    url: OpenUrl | None
     url_variable: str
     key_variable: str
     model: str
@@ -155,6 +155,7 @@ class Endpoint(Address):
                 f"{self.who}: {self.place()} did not answer as chat completions do, but with {self._shown(raw)}: "
                 "check the url, which usually ends in /v1"
             ) from None
+        text = text.encode(errors="replace").decode()  # half a character, which JSON can hold, is no text
         return Reply(self.hide(text), cut, _count(body, "prompt_tokens"), _count(body, "completion_tokens"))
 
     def _send(self, body: bytes) -> bytes:
@@ -164,7 +165,10 @@ class Endpoint(Address):
             request.add_unredirected_header("Authorization", f"Bearer {key}")
         try:
             with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as response:
-                return bytes(response.read(LARGEST))
+                raw = bytes(response.read(LARGEST))
+                if response.length:
+                    raise _Again(f"a reply that breaks off after {len(raw)} bytes")
+                return raw
         except urllib.error.HTTPError as error:
             raise self._refusal(error) from None
         except (OSError, http.client.HTTPException) as error:
@@ -208,7 +212,7 @@ class Endpoint(Address):
 def _count(body: Mapping[str, Any], name: str) -> int:
     usage = body.get("usage")
     count = usage.get(name) if isinstance(usage, Mapping) else None
-    return count if isinstance(count, int) else 0
+    return count if type(count) is int and count > 0 else 0
 
 
 def _seconds(header: str | None) -> float | None:

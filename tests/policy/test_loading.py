@@ -1,0 +1,32 @@
+"""Models that cannot be loaded: one plain line that names the model and says what is wanted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from personalign.contracts import UserError
+from personalign.policy.loading import Pretrained
+from personalign.policy.tiny import byte_tokenizer, random_llama
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    random_llama(32, 2, 4, 2, 64, 0).save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_whole_one_is_loaded(folder: Path, tmp_path: Path) -> None:
+    assert Pretrained(name=str(folder), revision=None).build(tmp_path, "fp32").context == 64
+
+
+@pytest.mark.parametrize("damaged", ["model.safetensors", "config.json", "tokenizer.json", ""])
+def test_a_damaged_file_or_a_lacking_folder_is_told_plainly(damaged: str, folder: Path, tmp_path: Path) -> None:
+    name = folder if damaged else tmp_path / "nowhere"
+    if damaged:
+        (folder / damaged).write_bytes(b"{ no such thing")
+    with pytest.raises(UserError, match=r"and holds configuration, tokenizer and whole safetensors$") as caught:
+        Pretrained(name=str(name), revision=None).build(tmp_path, "fp32")
+    assert str(caught.value).startswith(f"model '{name}' could not be loaded: ") and "\n" not in str(caught.value)
