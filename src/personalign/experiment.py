@@ -19,6 +19,7 @@ from pytorch_lightning.loggers import Logger
 from personalign.answering import answer
 from personalign.composition.compose import recompose
 from personalign.composition.identity import identity, label
+from personalign.composition.validate import has_lessons, lessons
 from personalign.judging import ANSWERS, judge
 from personalign.rounds import Loop, Point, Told
 from personalign.runtime.files import read_jsonl
@@ -159,11 +160,17 @@ class Experiment:
             return self._align(system, loop.told)
 
     def _teacher(self, system: System) -> System:
-        """Whose data and prompts are learned from: this composition's, or those of the run it takes its policy from."""
-        if self.cfg.source is None:
+        """Whose data and prompts are learned from: this composition's, those of the run it takes its policy from, or
+        either's with its training data in place of its data."""
+        cfg = self.cfg
+        while cfg.source is not None:
+            cfg = RunDir(Path(cfg.source).parent, Path(cfg.source).name).config()
+        tree = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+        if has_lessons(tree):
+            cfg = OmegaConf.create(lessons(tree))
+        if cfg is self.cfg:
             return system
-        source = Path(self.cfg.source)
-        teacher = System(RunDir(source.parent, source.name).config(), system.policy)
+        teacher = System(cfg, system.policy)
         teacher.prepare()
         return teacher
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from personalign.budget import within
 from personalign.composition.build import build, build_many
+from personalign.composition.validate import has_lessons
 from personalign.contracts import (
     Belief,
     Boundary,
@@ -102,11 +103,14 @@ class System:
         self._states.clear()
 
     def _needs(self) -> list[str]:
-        """What the chosen parts need of each other, for data whose files may lack what they could hold."""
+        """What the chosen parts need of each other, for data whose files may lack what they could hold; stages whose
+        lessons are elsewhere need nothing here."""
+        tree = cast(dict[str, Any], OmegaConf.to_container(self.cfg, resolve=True))
+        taught = self.cfg.source is not None or has_lessons(tree)
         parts: list[Part] = [
             *self.memory,
             self.generation,
-            *self.stages.values(),
+            *(() if taught else self.stages.values()),
             self.boundary,
             self.feedback,
             self.evaluation,

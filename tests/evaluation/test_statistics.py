@@ -128,6 +128,7 @@ def test_compare_counts_and_pairs() -> None:
     found = compare(run, base, tie=0.2, how=HOW)
     assert found is not None
     assert (found.win, found.tie, found.lose) == (1, 1, 1)
+    assert found.by_user == {"u": (1, 1, 0), "v": (0, 0, 1)}
     assert found.difference.value == pytest.approx(((0.5 + 0.1) / 2 - 2.0) / 2)
     assert (found.difference.n, found.difference.users) == (3, 2)
 

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from personalign.reporting.collect import Missing, Results, collect
 from personalign.reporting.plain import comma_separated, markdown
+from personalign.reporting.records import Published, PublishedRow
 from personalign.reporting.table import KNOWN, beside, best, columns, notes, number, value
 from personalign.reporting.terminal import show
 from personalign.results import Figure
@@ -186,6 +187,23 @@ def test_published_numbers_stand_beside_ours(demo: Path) -> None:
     assert rows[3][:5] == ["PAD (1d)", "PAD released", "1.28", ours, "84"]
     assert rows[2] == ["MORLHF", "\u2013", "0.68", "\u2013", "33", "\u2013", "\u2013"]
     assert "Source: arXiv 2410.04070 v7" in markdown(results, "f.png")
+
+
+def test_a_published_row_of_one_user_stands_beside_what_that_user_was_given(demo: Path) -> None:
+    results = collect(demo)
+    row = next(row for row in results.rows if row.against)
+    users = {answer["user"]: 0 for answer in row.runs[0].answers}
+    rows: list[PublishedRow] = [
+        {"name": u, "ours": row.name, "user": u, "values": {"win": 3}} for u in [*users, "nobody"]
+    ]
+    theirs: dict[str, str | None] = {"win": "win_tie_lose", "reward": "reward"}
+    published: Published = {"title": "t", "source": "s", "columns": theirs, "rows": rows}
+    found = beside(results, published)[1]
+    counts = [tuple(map(int, cells[3].split(" / "))) for cells in found[:-1]]
+    assert all(sum(one) == 3 for one in counts), "three answers of each"
+    assert tuple(map(sum, zip(*counts, strict=True))) == (row.against.win, row.against.tie, row.against.lose)
+    assert {cells[5] for cells in found} == {found[-1][3]} == {"\u2013"}
+    assert [cells[1] for cells in found] == [f"{row.name}, {user}" for user in [*users, "nobody"]]
 
 
 def test_tables_need_neither_torch_nor_matplotlib(demo: Path) -> None:

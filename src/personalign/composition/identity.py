@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from personalign.composition.validate import has_lessons
 from personalign.runtime.files import sha256
 from personalign.store.store import Store
 
@@ -29,6 +30,9 @@ def identity(cfg: DictConfig) -> str:
         kept["source"] = Path(tree["source"]).name  # a run's folder is named by its own identity
     if (tree.get("guide_model") or {}).get("_target_") is not None:
         kept["guide_model"] = _plain(tree["guide_model"], "", str(tree["paths"]["cache"]))
+    if has_lessons(tree):
+        node = tree["training_data"]
+        kept["training_data"] = [_plain(node, "", str(tree["paths"]["cache"])), _files(node)]
     if tree["memory_budget"] is not None:
         kept["memory_budget"] = tree["memory_budget"]
     if tree["tune"]["strengths"]:

@@ -17,9 +17,21 @@ Step = tuple[str, str, ClassView]
 
 # The way of a user's event. Data, model and the true reward are there together, before anything else. The other
 # rewards, and memory that reads the trained policy, are there as soon as their own needs are met. A further model
-# needs a generation that lets it speak, and is a guide as it is, before any training.
+# needs a generation that lets it speak, and is a guide as it is, before any training. Data that are there for training
+# alone are checked in the place of the data that is answered.
 TOGETHER = ("data", "model", "truth")
-WAY = (*TOGETHER, "guide_model", "memory", "alignment", "generation", "boundary", "feedback", "query", "evaluation")
+WAY = (
+    *TOGETHER,
+    "training_data",
+    "guide_model",
+    "memory",
+    "alignment",
+    "generation",
+    "boundary",
+    "feedback",
+    "query",
+    "evaluation",
+)
 LATE = ("guide", "universal")
 REWARDS = ("truth", *LATE)
 MEMORY = "memory"
@@ -29,6 +41,8 @@ PROMPT = "prompt."
 PLANNED = (PROMPT, "plan.")
 PLAN = "plan"
 GUIDE = "reward.guide"
+LESSONS = "training_data"
+TRAINED = "policy."
 HEADS = "policy.heads."
 TRAINER_KEYS = {"strategy", "devices", "num_nodes", "zero_stage"}
 
@@ -49,14 +63,45 @@ def problems(cfg: DictConfig | Mapping[str, Any]) -> list[str]:
 def illegal(tree: Mapping[str, Any]) -> list[str]:
     """The needs that nothing earlier on the way provides, each with the choices that would."""
     steps = _steps(tree)
+    unmet = _unmet(steps, tree.get("source") is not None or has_lessons(tree))
     return [
         *_devices(tree),
         *_rounds(tree, steps),
         *_tuning(tree),
+        *_data(tree),
         *_model(tree, steps),
         *_twice(steps),
-        *_unmet(steps, tree.get("source") is not None),
+        *unmet,
+        *(line for line in _elsewhere(tree) if line not in unmet),
     ]
+
+
+def has_lessons(tree: Mapping[str, Any]) -> bool:
+    """Whether training, if there is any, has data of its own; runs of before it have no such key."""
+    node = tree.get(LESSONS)
+    return isinstance(node, Mapping) and node.get("_target_") is not None and bool(tree.get("alignment"))
+
+
+def lessons(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A composition with its training data in place of its data: where its stages learn, if it `has_lessons`."""
+    choices = {**(tree.get("choices") or {}), "data": (tree.get("choices") or {}).get(LESSONS), LESSONS: "none"}
+    return {**tree, "data": tree[LESSONS], LESSONS: {"_target_": None}, "choices": choices}
+
+
+def _elsewhere(tree: Mapping[str, Any]) -> list[str]:
+    """What is lacking where training has data of its own, with the advice to take other data there."""
+    if tree.get("source") is not None or not has_lessons(tree):
+        return []
+    return [line.replace("use data=", f"use data@{LESSONS}=") for line in _unmet(_steps(lessons(tree)), False)]
+
+
+def _data(tree: Mapping[str, Any]) -> list[str]:
+    """Somebody asks."""
+    node = tree.get("data")
+    if not isinstance(node, Mapping) or node.get("_target_", "") is not None:
+        return []
+    others = [part.choice for part in _known(stamp()) if part.group == "data" and part.target]
+    return [f"data=none needs somebody who asks: use data={'|'.join(others)}"]
 
 
 def _steps(tree: Mapping[str, Any]) -> list[Step]:
@@ -75,13 +120,18 @@ def _steps(tree: Mapping[str, Any]) -> list[Step]:
 
 
 def _gives(slot: str, seen: ClassView | PartView) -> set[str]:
-    if slot == "guide_model":
+    if slot in ("guide_model", LESSONS):
         return set()
     return {*seen.provides, *([f"reward.{slot}"] if slot in REWARDS else [])}
 
 
-def _needs(slot: str, seen: ClassView) -> list[str]:
-    """Under `truth` a reward is given the user's true state, which data provides; under `universal` none."""
+def _needs(slot: str, seen: ClassView, taught: bool = False) -> list[str]:
+    """Under `truth` a reward is given the user's true state, which data provides; under `universal` none. Stages that
+    are `taught` elsewhere need here what earlier ones made alone."""
+    if slot == LESSONS:
+        return []
+    if slot == "alignment" and taught:
+        return [need for need in seen.needs if need.startswith(TRAINED)]
     if slot == "universal":
         return [need for need in seen.needs if not need.startswith("state.")]
     if slot == "truth":
@@ -92,24 +142,23 @@ def _needs(slot: str, seen: ClassView) -> list[str]:
     return list(seen.needs)
 
 
-def _unmet(steps: list[Step], sourced: bool) -> list[str]:
-    """What is lacking, a line each; a `sourced` policy was trained on the prompts of the run that it comes from."""
+def _unmet(steps: list[Step], taught: bool) -> list[str]:
+    """What is lacking, a line each; a policy that is `taught` elsewhere learns from the data and the prompts there."""
     waiting = [step for step in steps if step[0] in LATE]
     way = [step for step in steps if step[0] not in LATE]
     given = {
         name for slot, _, seen in way for name in _gives(slot, seen) if slot in TOGETHER or name.startswith(PLANNED)
     }
-    given |= {need for _, _, seen in way for need in seen.needs if sourced and need.startswith(PROMPT)}
     lacking: list[tuple[Step, str]] = []
     early: list[str] = []
     for step in way:
         given |= set() if _untrained(way, given) else {PLAN}
         waiting = _join(waiting, given)
-        needs = [need for need in _needs(step[0], step[2]) if need not in given]
+        needs = [need for need in _needs(step[0], step[2], taught) if need not in given]
         if told := _early(step, needs, waiting, way, given):
             early += told
             needs.remove(GUIDE)
-        if step[0] == MEMORY and needs and all(need.startswith("policy.") for need in needs):
+        if step[0] == MEMORY and needs and all(need.startswith(TRAINED) for need in needs):
             waiting.append(step)
             continue
         lacking += [(step, need) for need in needs]

@@ -158,12 +158,14 @@ def pooled(users: NDArray[Any], rows: Floats, measure: Callable[[Floats], Floats
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One row against a baseline on the same items: how many it wins, and the mean paired difference."""
+    """One row against a baseline on the same items: how many it wins, and of each user (win, tie, lose), and the mean
+    paired difference."""
 
     win: int
     tie: int
     lose: int
     difference: Figure
+    by_user: Mapping[str, tuple[int, int, int]]
 
 
 def compare(
@@ -178,9 +180,16 @@ def compare(
         return None
     differences = np.array([run[key] - baseline[key] for key in keys])
     users = np.array([key[0] for key in keys])
-    win, lose = int((differences > tie).sum()), int((differences < -tie).sum())
+    win, tied, lose = _counts(differences, tie)
     paired = estimate(users, differences, np.ones(len(keys)), how)
-    return Comparison(win=win, tie=len(keys) - win - lose, lose=lose, difference=paired.figure("higher"))
+    each = {str(user): _counts(differences[users == user], tie) for user in dict.fromkeys(users)}
+    return Comparison(win=win, tie=tied, lose=lose, difference=paired.figure("higher"), by_user=each)
+
+
+def _counts(differences: Floats, tie: float) -> tuple[int, int, int]:
+    """How many are above `tie`, within, and below -`tie`."""
+    win, lose = int((differences > tie).sum()), int((differences < -tie).sum())
+    return win, len(differences) - win - lose, lose
 
 
 def across_seeds(figures: Sequence[Figure], level: float) -> Figure:

@@ -93,10 +93,14 @@ class Cell(TypedDict):
 
 
 class PublishedRow(TypedDict):
-    """A published row: its name there, the row here that stands beside it, its numbers by column."""
+    """A published row: its name there, the row here that stands beside it, its numbers by column.
+
+    With a `user`, what stands beside it is how many of their answers win, tie and lose against the baseline's.
+    """
 
     name: str
     ours: NotRequired[str | None]
+    user: NotRequired[str | None]
     values: dict[str, float]
 
 

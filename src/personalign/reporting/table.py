@@ -184,10 +184,18 @@ def beside(results: Results, published: Published) -> tuple[list[str], list[list
 
 
 def _beside(results: Results, published: Published, one: PublishedRow, ours: Mapping[str | None, Column]) -> list[str]:
-    row = results.row(one.get("ours"))
-    cells = [one["name"], row.name if row else NONE]
+    row, user = results.row(one.get("ours")), one.get("user")
+    cells = [one["name"], ", ".join(name for name in (row.name, user) if name) if row else NONE]
     for theirs, metric in published["columns"].items():
         cells.append(f"{one['values'][theirs]:g}" if theirs in one["values"] else NONE)
         if metric in ours:
-            cells.append(f"{value(row, ours[metric])} {interval(row, ours[metric])}".strip() if row else NONE)
+            cells.append(_ours(row, ours[metric], user) if row else NONE)
     return cells
+
+
+def _ours(row: Row, column: Column, user: str | None) -> str:
+    """A figure with its interval; of one `user` there is only how many answers win / tie / lose."""
+    if user is None:
+        return f"{value(row, column)} {interval(row, column)}".strip()
+    counts = row.against.by_user.get(user) if row.against and column.metric == RECORD else None
+    return " / ".join(map(str, counts)) if counts else NONE
