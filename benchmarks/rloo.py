@@ -106,7 +106,8 @@ def first_weights(policy: Policy, stage: RLOO) -> dict[str, Tensor]:
 
 def main() -> None:
     made = bench.parser(__doc__ or "")
-    made.add_argument("--steps", type=int, default=2, help="timed steps of one training")
+    made.set_defaults(repeats=3)  # a step takes long: 18 of them with those that warm up
+    made.add_argument("--steps", type=int, default=1, help="timed steps of one training")
     made.add_argument("--batch", type=int, default=4, help="prompts of a step")
     made.add_argument("--samples", type=int, default=4, help="answers to a prompt")
     made.add_argument("--prompt", type=int, default=100, help="tokens of a prompt, about")

@@ -7,6 +7,9 @@
 Both sides are the stage of conf/alignment/user_adapter.yaml, with its adapters in the upper half of the layers as with
 scale=cpu; `together` alone differs. Every user has texts of their own. Steps are timed without the first of each
 training, which warms up; the whole is what `fit` takes: setting up, all steps, and files.
+
+How far `together` could come is told beside it: the ratio if its steps were nothing but the products with the frozen
+weights, which take as long whoever trains. Where one user's row keeps the cores busy, it is not far.
 """
 
 from __future__ import annotations
@@ -20,12 +23,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import _shared as bench  # before torch: it settles the threads
+import torch
 from _task import Made, Task, render
 
 from personalign.alignment.user_adapter import UserAdapter
 from personalign.policy.policy import Policy
+from personalign.policy.steering import decoder_layers
 
 SIDES = ("together", "one after another")
+REPEATS = 5  # of the products alone, of which the fastest counts
 
 
 class Sides:
@@ -63,6 +69,26 @@ class Sides:
         return float(asked.users / sum(part.seconds() for part in parts))
 
 
+def products(policy: Policy, asked: Namespace, rows: int) -> float:
+    """Seconds that the products with the frozen weights take in a step of so many rows, at least: forwards in every
+    layer, backwards above the lowest adapted one, logits and their gradient where an answer is read."""
+    layers, head = decoder_layers(policy.model), policy.model.get_output_embeddings().weight
+    lowest = len(layers) - max(1, round(asked.depth * len(layers)))
+    answers = asked.answer * (2 if asked.objective == "dpo" else 1)
+    tokens = rows * (asked.prompt + answers)
+
+    def once() -> float:
+        for i, layer in enumerate(layers):
+            for linear in (module for module in layer.modules() if type(module) is torch.nn.Linear):
+                out = linear.weight.new_ones(tokens, linear.in_features) @ linear.weight.t()
+                _ = out @ linear.weight if i > lowest else None
+        _ = (head.new_ones(rows * answers, head.shape[1]) @ head.t()) @ head
+        return 1.0
+
+    with torch.no_grad():
+        return 1 / max(bench.rate(once) for _ in range(REPEATS))
+
+
 def report(sides: Sides, rates: Mapping[str, Sequence[float]]) -> None:
     """Rates with their losses, and the ratios of a step and of the whole."""
     print(f"{sides.batch} rows of each of {sides.asked.users} users a step")
@@ -72,7 +98,11 @@ def report(sides: Sides, rates: Mapping[str, Sequence[float]]) -> None:
         print(f"{name:26s} {statistics.median(rates[name]):8.3f} user steps/s   losses {told}, apart {apart:.1e}")
     wholes = [[1 / seconds for seconds in sides.whole[name]] for name in SIDES]
     print(f"{'a step, ' + ', '.join(SIDES):44s} ratio {bench.ratio(rates[SIDES[0]], rates[SIDES[1]]):6.2f}")
-    print(f"{'the whole, ' + ', '.join(SIDES):44s} ratio {bench.ratio(*wholes):6.2f}", flush=True)
+    print(f"{'the whole, ' + ', '.join(SIDES):44s} ratio {bench.ratio(*wholes):6.2f}")
+    alone = [products(sides.policy, sides.asked, sides.batch * users) for users in (sides.asked.users, 1)]
+    print(f"the products alone: {alone[0]:.3f} s a step together, {alone[1]:.3f} s a step of one user")
+    could = sides.asked.users / alone[0] / statistics.median(rates[SIDES[1]])
+    print(f"{'a step, if together were its products alone':44s} ratio {could:6.2f}", flush=True)
 
 
 def main() -> None:

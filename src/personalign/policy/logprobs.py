@@ -63,7 +63,8 @@ def _row(row: Branches) -> tuple[list[int], list[int], list[int], list[int]]:
 def _layout(policy: Policy, rows: Sequence[Branches]) -> _Layout:
     width = max(row.length for row in rows)
     ids = torch.full((len(rows), width), policy.pad_id)
-    positions = torch.zeros((len(rows), width), dtype=torch.long)
+    # Padding counts on: where positions fall back, transformers sees several texts in a row and makes a mask of them.
+    positions = torch.arange(width).repeat(len(rows), 1)
     branch = torch.full((len(rows), width), -1)
     reads: list[int] = []
     for i, row in enumerate(rows):

@@ -199,11 +199,22 @@ class LoRALinear(nn.Module):
     def _plus(self, y: Tensor, x: Tensor, names: Sequence[str]) -> Tensor:
         if not names:
             return y
-        weights = [self.delta(name).weights(x.dtype) for name in names]
-        down, up = torch.cat([a for a, _ in weights]), torch.cat([b for _, b in weights], dim=1)
-        inner = F.linear(x, down)
-        inner = self.routing.opened(inner, {name: len(a) for name, (a, _) in zip(names, weights, strict=True)})
+        down, up, ranks = self._stack(names, x.dtype)
+        inner = self.routing.opened(F.linear(x, down), ranks)
         return torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), up.t()).view_as(y)
+
+    def _stack(self, names: Sequence[str], dtype: torch.dtype) -> tuple[Tensor, Tensor, dict[str, int]]:
+        """All A one below the other [R, in], all scale * B side by side [out, R], and how much of R is whose.
+
+        Adapters that learn together are put side by side before they are scaled and cast: twice for all of them.
+        """
+        deltas = [self.delta(name) for name in names]
+        ranks = {name: len(delta.A) for name, delta in zip(names, deltas, strict=True)}
+        if len(scales := {delta.scale for delta in deltas}) == 1 and all(delta.A.requires_grad for delta in deltas):
+            down, up = torch.cat([delta.A for delta in deltas]), torch.cat([delta.B for delta in deltas], dim=1)
+            return down.to(dtype), (up * scales.pop()).to(dtype), ranks
+        weights = [delta.weights(dtype) for delta in deltas]
+        return torch.cat([a for a, _ in weights]), torch.cat([b for _, b in weights], dim=1), ranks
 
 
 def layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
