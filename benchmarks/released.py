@@ -2,21 +2,21 @@
 
     personalign bench released
     personalign bench released -- --parts pad --settings 500x8 300x16
-    personalign bench released -- --parts amulet --loop-new 8
+    personalign bench released -- --parts amulet --amulet-loop 8
 
 Neither release keeps a cache: for every token, all of its forwards read the prompt and the answer so far again, and
 make the logits of all positions. The loops are transformers' own model doing work of that size; what they leave out of
 the releases' (below) would only slow them down. Nothing ends an answer, as in PAD's release.
 
 - PAD (commit 51bea05) answers one prompt after another, in two forwards a token. Its rate does not depend on how many
-  prompts there are, since all have one length: it is timed on `--looped` of them, with all `--new` tokens of each. Left
-  out are the reward model's value head with its second product with the vocabulary, and caches that are filled and
-  thrown away. The adapter adds nothing (B = 0), and the time does not depend on it.
+  prompts there are, since all have one length: it is timed on `--looped` of them, with all 128 tokens of each
+  (`--pad-loop`). Left out are the reward model's value head with its second product with the vocabulary, and caches
+  that are filled and thrown away. The adapter adds nothing (B = 0), and the time does not depend on it.
 - Amulet (commit 9d607f0) answers four prompts side by side, in two forwards a token and 60 rounds of its game, each
   with softmaxes over the vocabulary at all positions, of which only the last one is read. It is timed like that, and
-  with forwards and rounds that make the last position alone. It makes `--loop-new` tokens of each answer: the first
-  ones are the cheapest, so that this is in its favour. Left out is the cut to the likeliest tokens, of which it takes
-  the likeliest.
+  with forwards and rounds that make the last position alone. It makes `--amulet-loop` tokens of each answer: the
+  first ones are the cheapest, so that this is in its favour. Left out is the cut to the likeliest tokens, of which it
+  takes the likeliest.
 
 Each line says how many of the tokens that both sides gave are alike: in `--precision fp32` all but near ties.
 """
@@ -99,7 +99,7 @@ def pad_part(asked: Namespace, policy: Policy) -> None:
         sides = {
             str(n): partial(answers.ours, policy, answers.plans(chats[:n], 1, asked.new)) for n in dict.fromkeys(sizes)
         }
-        found = answers.measure({"loop": partial(looped, *models, ids, asked.new), **sides}, asked.repeats)
+        found = answers.measure({"loop": partial(looped, *models, ids, asked.pad_loop), **sides}, asked.repeats)
         for size in sides:
             title = f"PAD, its release's loop; {prompt} tokens, batch {size}"
             found.tell(title, size, "loop", f", {found.alike(size, 'loop')}")
@@ -118,7 +118,7 @@ def amulet_part(asked: Namespace, policy: Policy) -> None:
     made = answers.steered(chats, asked.new, strength)
     told, plain = (read(policy, made[: asked.released_batch], stream) for stream in (0, 1))
     loops = {"its release's loop": 0, "that at last positions": 1}
-    sides = {k: partial(played, model, told, plain, asked.loop_new, asked.rounds, keep) for k, keep in loops.items()}
+    sides = {k: partial(played, model, told, plain, asked.amulet_loop, asked.rounds, keep) for k, keep in loops.items()}
     found = answers.measure({"ours": partial(answers.ours, policy, made[: asked.batch]), **sides}, asked.repeats)
     for side in sides:
         title = f"Amulet, {side}; {asked.prompt} tokens, batch {asked.batch}"
@@ -135,7 +135,7 @@ def setting(text: str) -> tuple[int, int]:
 def options() -> Namespace:
     made = bench.parser(__doc__ or "")
     made.add_argument("--parts", nargs="+", choices=["pad", "amulet"], default=["pad", "amulet"])
-    made.add_argument("--new", type=int, default=128, help="tokens of an answer")
+    made.add_argument("--new", type=int, default=128, help="tokens of an answer of ours")
     made.add_argument(
         "--settings",
         nargs="+",
@@ -145,10 +145,11 @@ def options() -> Namespace:
         help="of PAD: how long prompts are, and how many we answer side by side",
     )
     made.add_argument("--looped", type=int, default=1, help="of these prompts so many for PAD's loop")
+    made.add_argument("--pad-loop", type=int, default=128, help="tokens of each answer that PAD's loop makes")
     made.add_argument("--prompt", type=int, default=300, help="tokens of Amulet's prompts without the preference")
     made.add_argument("--batch", type=int, default=16, help="of Amulet's prompts so many side by side by us")
     made.add_argument("--released-batch", type=int, default=4, help="and so many by Amulet's loop")
-    made.add_argument("--loop-new", type=int, default=2, help="tokens that Amulet's loop makes of each answer")
+    made.add_argument("--amulet-loop", type=int, default=1, help="tokens of each answer that Amulet's loop makes")
     made.add_argument("--rounds", type=int, default=GAME["iterations"], help="of Amulet's game")
     made.set_defaults(repeats=3)
     return made.parse_args()
@@ -162,10 +163,10 @@ def main() -> None:
     print("Behind each ratio: the shortest/median/longest answer of both sides, in tokens.")
     with answers.endless(policy):
         if "pad" in asked.parts:
-            print(f"PAD's loop answers {asked.looped} of the prompts of each length, {asked.new} tokens each.")
+            print(f"PAD's loop answers {asked.looped} of the prompts of each length, {asked.pad_loop} tokens each.")
             pad_part(asked, policy)
         if "amulet" in asked.parts:
-            print(f"Amulet's loop makes {asked.loop_new} tokens of {asked.released_batch} answers side by side.")
+            print(f"Amulet's loop makes {asked.amulet_loop} tokens of {asked.released_batch} answers side by side.")
             amulet_part(asked, policy)
 
 
