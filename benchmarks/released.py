@@ -11,7 +11,7 @@ the releases' (below) would only slow them down. Nothing ends an answer, as in P
 - PAD (commit 51bea05) answers one prompt after another, in two forwards a token. Its rate does not depend on how many
   prompts there are, since all have one length: it is timed on `--looped` of them, with all 128 tokens of each
   (`--pad-loop`). Left out are the reward model's value head with its second product with the vocabulary, and caches
-  that are filled and thrown away. The adapter adds nothing (B = 0), and the time does not depend on it.
+  that are filled and thrown away.
 - Amulet (commit 9d607f0) answers four prompts side by side, in two forwards a token and 60 rounds of its game, each
   with softmaxes over the vocabulary at all positions, of which only the last one is read. It is timed like that, and
   with forwards and rounds that make the last position alone. It makes `--amulet-loop` tokens of each answer: the
@@ -34,6 +34,7 @@ from _answers import Answers
 from torch import Tensor
 
 from personalign.generation.context_steering import amulet_strength
+from personalign.policy import lora
 from personalign.policy.policy import Policy
 from personalign.types import Chat, Plan
 
@@ -87,9 +88,21 @@ def played(model: Any, told: Tensor, plain: Tensor, new: int, rounds: int, keep:
     return [row[start:] for row in told.tolist()]
 
 
+@torch.no_grad()
+def guide(asked: Namespace, policy: Policy, adapter: str) -> Any:
+    """A model of its own, as the release has, with the adapter in its weights; before, it is given an effect."""
+    model, draw = bench.plain(asked), torch.Generator().manual_seed(0)
+    for path, layer in lora.layers(policy.model):
+        if adapter in layer.deltas:
+            delta = layer.delta(adapter)
+            torch.nn.init.normal_(delta.B, std=0.05, generator=draw)
+            model.get_submodule(path).weight += (delta.scale * delta.B @ delta.A).to(model.dtype)
+    return model
+
+
 def pad_part(asked: Namespace, policy: Policy) -> None:
     """The loop is measured once beside all batches of one length."""
-    models = bench.plain(asked), bench.plain(asked)  # two, as the release has
+    models = bench.plain(asked), guide(asked, policy, answers.name(0, "full"))
     batches: dict[int, list[int]] = {}
     for prompt, size in asked.settings:
         batches.setdefault(prompt, []).append(size)
