@@ -31,13 +31,23 @@ def ratios(text: str) -> list[float]:
 
 
 def test_decode_prints_a_ratio_for_every_comparison() -> None:
-    sizes = ("--new", "6", "--batches", "1", "3", "--features", "1", "2", "--prompt", "60", "--loop-new", "3")
+    sizes = ("--new", "6", "--batches", "1", "3", "--features", "1", "2")
     unequal = ("--groups", "2", "3", "--answers", "8", "--lengths", "4", "12")
-    text = said("decode", *TINY, *sizes, "--loop-batches", "2", *unequal)
-    assert len(ratios(text)) == 2 + 2 * 3 + 2 * 2 * 2 + 2 + 2
+    text = said("decode", *TINY, *sizes, *unequal)
+    assert len(ratios(text)) == 2 + 2 * 3 + 2 * 2 * 2 + 2
     assert len(re.findall(r"continuous.* (4/[\d.]+/12) and \1$", text, re.MULTILINE)) == 2
     assert all(ratio > 0 for ratio in ratios(text))
-    assert "6/6/6 and 3/3/3" in text  # the loop makes fewer tokens, and says so
+
+
+def test_released_loops_give_the_same_answers() -> None:
+    pad = ("--new", "6", "--settings", "60x1", "60x2", "40x3", "--looped", "2", "--pad-loop", "5")
+    amulet = ("--prompt", "40", "--batch", "3", "--released-batch", "2", "--amulet-loop", "4", "--rounds", "5")
+    text = said("released", *TINY, *pad, *amulet)
+    assert len(ratios(text)) == 3 + 2 and all(ratio > 0 for ratio in ratios(text))
+    alike = re.findall(r"^(PAD|Amulet).* (\d+) of (\d+) tokens alike$", text, re.MULTILINE)
+    assert [int(all_) for _, _, all_ in alike] == [5, 10, 10, 8, 8], "of the answers that both sides gave"
+    assert all(same == all_ for _, same, all_ in alike)
+    assert text.count("6/6/6 and 5/5/5") == 3 and text.count("6/6/6 and 4/4/4") == 2  # the loops make fewer tokens
 
 
 def test_args_compares_equal_answers() -> None:

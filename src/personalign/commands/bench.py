@@ -15,6 +15,7 @@ from personalign.contracts import UserError
 EXAMPLES = """
 personalign bench                          what there is
 personalign bench decode                   our decoder beside transformers' generate, as ratios
+personalign bench released                 PAD and Amulet beside loops that do what their released code does
 personalign bench history                  a history that requests share, read once and read for each
 personalign bench rloo                     our steps of RLOO beside TRL's
 personalign bench train -- --repeats 3     options after -- go to the script
