@@ -86,7 +86,8 @@ def test_a_yaml_says_what_it_is_and_how_it_runs(path: Path) -> None:
 
 @pytest.mark.parametrize("part", PARTS, ids=of)
 def test_keys_are_the_arguments_and_values_are_of_their_types(part: PartView) -> None:
-    assert list(part.defaults) == list(part.params)
+    """A YAML need not have shared keys behind those of its own."""
+    assert sorted(part.defaults) == sorted(part.params)
     for key, value in part.defaults.items():
         if "${" not in str(value) and value != "???":
             check(part.params[key], value)
