@@ -290,12 +290,12 @@ def test_soft_tokens_count_as_a_part_of_the_prompt(
     forward = policy.hidden
 
     def noted(**given: Any) -> Tensor:
-        widths.extend([] if "input_ids" in given else [int(given["position_ids"].max()) + 1])
+        widths.extend([] if "input_ids" in given else [given["inputs_embeds"].shape[1]])
         return forward(**given)
 
     policy.hidden = noted  # type: ignore[method-assign]
     SoftTokens(**{**values, **limits, "max_answer": 1}).fit(policy, given(pairs), render, make_fitting())
-    assert max(widths) == longest + 2 + 1, "the longest text lost one token"
+    assert max(widths) == longest + 2 + 2, "the longest text, behind which both answers stand, lost one token"
     with pytest.raises(UserError, match=r"tokens=3 leaves no room for text in max_prompt=3"):
         SoftTokens(**{**values, "max_prompt": 3})
     with pytest.raises(UserError, match="max_prompt 500 and max_answer 100 of alignment do not fit"):

@@ -222,8 +222,8 @@ class Batch:
 
         The head is linear, and the most that is read at a token: it reads the weighted sums of the states once.
         """
-        states = hidden.new_zeros(len(self.seated), hidden.shape[-1], dtype=torch.float32)
-        states.index_add_(0, self.owner, hidden * self.weights[:, None])
+        weighted = hidden * self.weights[:, None]  # float32 at least
+        states = weighted.new_zeros(len(self.seated), hidden.shape[-1]).index_add_(0, self.owner, weighted)
         return self.policy.logits(states.to(hidden.dtype), self.shares)
 
     def _echoed(self, scores: Tensor, read: Tensor) -> Tensor:
