@@ -105,10 +105,10 @@ def streams_part(asked: Namespace, bare: Policy) -> None:
 
 def batching_part(asked: Namespace, bare: Policy) -> None:
     """Both sides within the same memory: a fixed group's, at the longest prompt and answer."""
-    chats = questions(asked.answers)
-    made = unequal(chats, tuple(asked.lengths))
-    widest = max(len(bare.encode(chat.messages)) for chat in chats) + max(asked.lengths)
     for size in asked.groups:
+        chats = questions(size * asked.turns)
+        made = unequal(chats, tuple(asked.lengths))
+        widest = max(len(bare.encode(chat.messages)) for chat in chats) + max(asked.lengths)
         first, second = partial(ours, bare, made, budget=size * widest), partial(ours, bare, made, size)
         with endless(bare):
             compare(f"continuous, fixed groups of {size}; {len(made)} answers", first, second, asked.repeats)
@@ -123,7 +123,7 @@ def options() -> Namespace:
     made.add_argument("--features", type=int, nargs="+", default=[1, 3, 6])
     made.add_argument("--scales", nargs="+", default=["cpu", "full"], help="whose adapters: files of conf/scale")
     made.add_argument("--groups", type=int, nargs="+", default=[8, 32], help="sizes beside continuous batching")
-    made.add_argument("--answers", type=int, default=64, help="of unequal length there; 256 at most")
+    made.add_argument("--turns", type=int, default=8, help="answers of unequal length for each of a group; 256 in all")
     made.add_argument("--lengths", type=int, nargs=2, default=[16, 256], help="the shortest and the longest of them")
     return made.parse_args()
 

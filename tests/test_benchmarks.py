@@ -32,7 +32,7 @@ def ratios(text: str) -> list[float]:
 
 def test_decode_prints_a_ratio_for_every_comparison() -> None:
     sizes = ("--new", "6", "--batches", "1", "3", "--features", "1", "2")
-    unequal = ("--groups", "2", "3", "--answers", "8", "--lengths", "4", "12")
+    unequal = ("--groups", "2", "3", "--turns", "4", "--lengths", "4", "12")
     text = said("decode", *TINY, *sizes, *unequal)
     assert len(ratios(text)) == 2 + 2 * 3 + 2 * 2 * 2 + 2
     assert len(re.findall(r"continuous.* (4/[\d.]+/12) and \1$", text, re.MULTILINE)) == 2
