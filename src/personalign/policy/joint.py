@@ -73,7 +73,8 @@ class Stack:
     """Adapters of layers with one input as two matrices: A one below the other [R, in], B as blocks [size, R]."""
 
     def __init__(self, parts: Sequence[Part], sizes: Sequence[int], dtype: torch.dtype) -> None:
-        self._versions = {delta: delta.version for _, _, delta in parts}
+        self._deltas = [delta for _, _, delta in parts]
+        self._version = self._now()
         self.down = torch.cat([delta.weights(dtype)[0] for _, _, delta in parts])
         self.ranks: dict[str, int] = {}  # how much of R is whose
         up = torch.zeros(sum(sizes), len(self.down), dtype=dtype)
@@ -83,18 +84,25 @@ class Stack:
             self.ranks[name] = self.ranks.get(name, 0) + len(delta.A)
         self._up, self._up_few = pack(up), up.float().t().contiguous()
 
-    def holds(self, parts: Sequence[Part]) -> bool:
-        """Whether these adapters are in it as they are now; there may be more."""
-        return all(self._versions.get(delta) == delta.version for _, _, delta in parts)
+    def _now(self) -> int:
+        return sum([delta.version for delta in self._deltas])
 
-    def add(self, inner: Tensor, y: Tensor, routing: Routing) -> Tensor:
-        """y [..., size], which nobody else needs, plus B inner, for inner [..., R], as far as each row opens it."""
-        if inner.shape[:-1].numel() <= FEW:
-            gates = routing.weights(self.ranks, len(inner), torch.float32, inner.device)
-            return y.add_((inner * gates) @ self._up_few)
-        inner = routing.opened(inner, self.ranks)
+    def fresh(self) -> bool:
+        """Whether its adapters are what they were when it was made."""
+        return self._version == self._now()
+
+    def holds(self, parts: Sequence[Part]) -> bool:
+        """Whether these adapters are in it; there may be more."""
+        return all(any(delta is own for own in self._deltas) for _, _, delta in parts)
+
+    def add(self, inner: Tensor, y: Tensor) -> Tensor:
+        """y [..., size] plus B inner, for inner [..., R]."""
         found: Tensor = torch.ops.mkldnn._linear_pointwise.binary(inner, y, self._up, None, "add")
         return found
+
+    def add_few(self, inner: Tensor, y: Tensor) -> Tensor:
+        """The same for few tokens, into y, which nobody else needs, from float32 `inner`."""
+        return y.add_(inner @ self._up_few)
 
 
 class Joint:
@@ -107,6 +115,7 @@ class Joint:
         self._input: Tensor | None = None
         self._outputs: dict[int, Tensor] = {}
         self._stack: Stack | None = None
+        self._gates: Tensor | None = None  # what each row opens of the stack, in float32
         self._parts: list[Part] = []
         self._parts_for: tuple[object, int] = (None, 0)
 
@@ -127,22 +136,28 @@ class Joint:
 
     def _forward(self, x: Tensor) -> Tensor:
         parts = self._used()
-        if parts and (self._stack is None or not self._stack.holds(parts)):
-            self._stack = Stack(parts, self.sizes, x.dtype)
+        if parts and (self._stack is None or not self._stack.fresh()):
+            self._stack, self._gates = Stack(parts, self.sizes, x.dtype), None
         if self._stack is None:
             return self.packed(x)
         y, inner = self.packed(x, self._stack).split_with_sizes([self.packed.size, len(self._stack.down)], -1)
-        return self._stack.add(inner, y, self.routing) if parts else y
+        if not parts:
+            return y
+        if inner.shape[:-1].numel() > FEW:
+            return self._stack.add(self.routing.opened(inner, self._stack.ranks), y)
+        if self._gates is None or len(self._gates) != len(inner):
+            self._gates = self.routing.weights(self._stack.ranks, len(inner), torch.float32, inner.device)
+        return self._stack.add_few(inner * self._gates, y)
 
     def _used(self) -> list[Part]:
         """The adapters that any row uses here; looked up again when the routing, or what there is, has changed."""
         now = self.routing.slices, self.routing.adapted
-        if self._parts_for[1] != now[1]:
-            self._stack = None
         if self._parts_for[0] is not now[0] or self._parts_for[1] != now[1]:
             names = self.routing.names()
             self._parts = [(n, i, m.delta(n)) for n in names for i, m in enumerate(self.members) if n in m.deltas]
-            self._parts_for = now
+            if self._parts_for[1] != now[1] or (self._stack is not None and not self._stack.holds(self._parts)):
+                self._stack = None
+            self._parts_for, self._gates = now, None
         return self._parts
 
 
