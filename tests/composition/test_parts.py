@@ -19,7 +19,8 @@ from personalign.composition.compose import compose
 from personalign.composition.composer import Composer
 from personalign.composition.parts import PartView, catalogue, groups, head, load
 from personalign.composition.schema import OVERLAYS, check, slots
-from personalign.composition.validate import LATE, WAY, IllegalComposition
+from personalign.composition.validate import IllegalComposition
+from personalign.composition.way import LATE, WAY
 from personalign.contracts import Part, UserError
 
 SHIPPED = sorted((home.home() / "conf").glob("*/*.yaml"))

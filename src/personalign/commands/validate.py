@@ -18,7 +18,8 @@ from personalign.composition.identity import identity, label
 from personalign.composition.layers import chosen, from_file, from_overrides
 from personalign.composition.parts import catalogue, groups, load
 from personalign.composition.sweeps import read
-from personalign.composition.validate import PLAN, IllegalComposition
+from personalign.composition.validate import IllegalComposition
+from personalign.composition.way import PLAN
 from personalign.contracts import UserError
 
 EXAMPLES = """
