@@ -10,6 +10,7 @@ import random
 import pytest
 import torch
 import vocabularies
+from transformers import LlamaTokenizer
 
 from personalign.contracts import UserError
 from personalign.decoding.decoder import Decoder
@@ -20,6 +21,7 @@ from personalign.plans import Candidates, Chat, Plan, Sampling, Stream
 from personalign.policy.covering import covering
 from personalign.policy.lora import LoRAConfig, parameters
 from personalign.policy.policy import Policy
+from personalign.policy.spelling import Spelling
 from personalign.types import Message
 
 LETTERS = "abcé\u0120Ã©"  # é and the space as the vocabulary writes their bytes; é itself is another byte's letter
@@ -27,6 +29,7 @@ MERGES = {
     "pieces": [("a", "b"), ("b", "c"), ("ab", "c"), ("c", "a"), ("Ã", "©")],
     "others": [("b", "c"), ("a", "bc"), ("a", "b"), ("\u0120", "a"), ("bc", "a"), ("c", "Ã")],
     "letters": [],
+    "whole": [("b", "c"), ("a", "bc"), ("a", "b"), ("\u0120", "a"), ("bc", "a")],  # no merge takes a part of é
 }
 TEXTS = ("What is tea?", "Why?", "A longer question, so that the rows are padded.")
 
@@ -77,6 +80,21 @@ def test_the_same_tokens_under_other_ids_change_nothing(
         assert other.stop == one.stop
 
 
+@pytest.mark.parametrize("kind", ["LlamaTokenizer", "GemmaTokenizer"])
+def test_the_same_bytes_written_in_another_way_change_nothing(tiny: Policy, kind: str) -> None:
+    """As characters with <0x..> behind them; tiny's own tokens are all bytes."""
+    twin = Policy(vocabularies.copied(tiny), vocabularies.fallback(tiny.tokenizer, kind), "twin")
+    adapted(tiny).add_guest("guide", adapted(twin))
+    made = {}
+    for model in (None, "guide"):
+        jobs = [Job(f"r{i}", guided(text, model)) for i, text in enumerate(TEXTS)]
+        made[model] = Decoder(tiny, 4).generate(jobs)
+    assert [r.tokens for r in made["guide"]] == [r.tokens for r in made[None]]
+    answer = tuple(tiny.encode_answer("Tea is é\U0001f375."))
+    one, other = score_readings(tiny, [Reading("r", guided("What?", m), answer) for m in (None, "guide")], "test")
+    assert other == pytest.approx(one, abs=1e-3)
+
+
 def test_answers_are_read_as_the_guide_s_own_tokens(tiny: Policy) -> None:
     twin = adapted(vocabularies.permuted(tiny, seed=1))
     adapted(tiny).add_guest("guide", twin)
@@ -86,12 +104,11 @@ def test_answers_are_read_as_the_guide_s_own_tokens(tiny: Policy) -> None:
     assert other == pytest.approx(one, abs=1e-3)
 
 
-def pair(base: str, guide: str) -> Policy:
+def pair(base: str, guide: str, kind: str = "") -> Policy:
     """A policy with a guest; the guest in double precision."""
-    policies = [
-        vocabularies.policy(vocabularies.tokenizer(LETTERS + "?:", MERGES[name]), seed)
-        for seed, name in enumerate((base, guide))
-    ]
+    made = [vocabularies.tokenizer(LETTERS + "?:", MERGES[name]) for name in (base, guide)]
+    made[1] = vocabularies.fallback(made[1], kind) if kind else made[1]
+    policies = [vocabularies.policy(one, seed) for seed, one in enumerate(made)]
     policies[1].model.double()
     policies[0].add_guest("guide", policies[1])
     return policies[0]
@@ -184,6 +201,37 @@ def test_what_is_open_is_summed_over_until_it_settles(base: str, guide: str) -> 
         assert covers.guide.spell(settled) + covers.base.spell(tail) == covers.base.spell(ids[:-1])
 
 
+@pytest.mark.parametrize("kind", ["LlamaTokenizer", "GemmaTokenizer"])
+@pytest.mark.parametrize("base", ["pieces", "letters"])
+def test_merges_are_the_same_with_characters_and_with_bytes(base: str, kind: str) -> None:
+    """Of a guide that falls back on bytes, beside a byte-level one of the same merges, ids and weights."""
+    one, other = pair(base, "whole"), pair(base, "whole", kind)
+    for written in ("", "ab", "ca bé", "é"):
+        ids = tuple(one.tokenizer(written, add_special_tokens=False).input_ids)
+        candidates = list(one.guests["guide"].covering.base.texts)
+        values = spoken(one, ids, candidates)
+        assert spoken(other, ids, candidates) == pytest.approx(values, abs=1e-9)
+        assert max(values) > -20
+
+
+def test_a_letter_is_not_told_by_its_byte() -> None:
+    """Where a vocabulary has both, as Llama 2's does, its text is the letter's, and no space stands before a text."""
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "\u2581a"]
+    vocab = {name: i for i, name in enumerate(names)}
+    llama = LlamaTokenizer(vocab=vocab, merges=[("\u2581", "a")])
+    spelling = Spelling(llama, "llama")
+    assert llama("a", add_special_tokens=False).input_ids == [vocab["\u2581a"]]
+    assert spelling.cut([b"a", b" a", b"b", "é".encode()[:1], b"a\xff a"]) == [
+        (vocab["a"],),
+        (vocab["\u2581a"],),
+        (vocab["<0x62>"],),
+        (vocab["<0xC3>"],),
+        (vocab["a"], vocab["<0xFF>"], vocab["\u2581a"]),
+    ]
+    assert spelling.ids[b"a"] == vocab["a"] and spelling.ids[b"b"] == vocab["<0x62>"]
+    assert spelling.spell([1, vocab["\u2581a"], vocab["<0x0A>"]]) == b" a\n"
+
+
 def test_bytes_of_a_base_of_letters_have_the_guide_s_byte_probabilities() -> None:
     """Where the base's tokens are bytes the sum is Phan's: the shares of all next bytes and the end make up one."""
     policy = pair("letters", "others")
@@ -227,5 +275,5 @@ def test_a_further_model_needs_candidates_and_bytes(tiny: Policy, encoder: objec
 
     other = copy.copy(tiny)
     other.tokenizer = AutoTokenizer.from_pretrained(str(encoder))
-    with pytest.raises(UserError, match="no byte-level BPE"):
+    with pytest.raises(UserError, match="no BPE down to bytes"):
         covering(tiny, other)

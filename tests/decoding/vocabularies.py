@@ -1,8 +1,9 @@
-"""Small byte-level vocabularies, and random models that read them."""
+"""Small vocabularies that spell bytes, and random models that read them."""
 
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import torch
@@ -25,6 +26,38 @@ def tokenizer(alphabet: str, merges: list[tuple[str, str]], order: list[int] | N
     made = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|im_end|>")  # type: ignore[no-untyped-call]
     made.chat_template = TEMPLATE
     return made
+
+
+def fallback(made: Any, kind: str) -> Any:
+    """The same tokens under the same ids, written as transformers' LlamaTokenizer or GemmaTokenizer writes them:
+    characters, a mark for the space, and <0x..> for a byte that is no character. `made` merges no part of one."""
+    import transformers
+    from tokenizers import pre_tokenizers
+
+    from personalign.policy.scripts import letters
+
+    described = json.loads(made.backend_tokenizer.to_str())
+    numbers = {letter: byte for byte, letter in enumerate(letters())}
+
+    def written(token: str) -> str:
+        if token in SPECIALS:
+            return token
+        text = bytes(numbers[c] for c in token)
+        return f"<0x{text[0]:02X}>" if len(text) == 1 and text[0] > 127 else text.decode().replace(" ", "\u2581")
+
+    vocab = {written(token): i for token, i in described["model"]["vocab"].items()}
+    merges = [(written(a), written(b)) for a, b in described["model"]["merges"]]
+    first, _, last = SPECIALS
+    other = getattr(transformers, kind)(
+        vocab=vocab, merges=merges, unk_token=first, bos_token=first, eos_token=last, pad_token=last, mask_token=first
+    )
+    other.add_special_tokens({"additional_special_tokens": [SPECIALS[1]]})
+    if kind == "GemmaTokenizer":  # merges lie within words there, and what is unknown has a token
+        other.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split("\x00", "isolated")
+        other.backend_tokenizer.model.unk_token = None
+    other.chat_template = TEMPLATE
+    assert len(other) == len(made)
+    return other
 
 
 def model(size: int, seed: int) -> Any:
@@ -63,8 +96,6 @@ def copied(source: Policy) -> Any:
 
 def permuted(source: Policy, seed: int) -> Policy:
     """The same model and tokens under other ids."""
-    import json
-
     from tokenizers import Tokenizer
 
     size = source.embedding.num_embeddings
@@ -95,8 +126,6 @@ def permuted(source: Policy, seed: int) -> Policy:
 
 def shortened(source: Policy, count: int) -> Policy:
     """The same model without its last `count` merges, and without the tokens that only these made."""
-    import json
-
     from tokenizers import Tokenizer
 
     described = json.loads(source.tokenizer.backend_tokenizer.to_str())

@@ -18,7 +18,7 @@ from personalign.contracts import UserError
 from personalign.decoding.rows import Answer, GuestRow, order
 from personalign.policy.covering import Covering
 from personalign.policy.policy import Policy
-from personalign.policy.spelling import Ids
+from personalign.policy.scripts import Ids
 
 
 @dataclass(slots=True)

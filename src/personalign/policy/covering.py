@@ -25,7 +25,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from personalign.policy.spelling import Ids, Spelling
+from personalign.policy.scripts import Ids
+from personalign.policy.spelling import Spelling
 
 if TYPE_CHECKING:
     from personalign.policy.policy import Policy

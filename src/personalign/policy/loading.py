@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from personalign.contracts import Part, PositiveInt, UserError
+from personalign.policy import architecture
 from personalign.policy.assets import model_dir
 from personalign.policy.policy import Policy
 from personalign.policy.tiny import byte_tokenizer, random_llama
@@ -31,7 +32,8 @@ class Pretrained(Part):
         self.revision = revision
 
     def build(self, cache: Path, precision: Precision) -> Policy:
-        """Load at `precision`. Raises UserError when there is no such model, or it has no whole safetensors."""
+        """Load at `precision`. Raises UserError when there is no such model, it has no whole safetensors, or does what
+        plans do not know of."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         path = str(model_dir(self.name, cache))
@@ -47,7 +49,9 @@ class Pretrained(Part):
                 f"model {self.name!r} could not be loaded: {reason}; name a model of the hub, or a folder that is "
                 "there and holds configuration, tokenizer and whole safetensors"
             ) from error
-        return Policy(model, tokenizer, self.name, cache)
+        policy = Policy(model, tokenizer, self.name, cache)
+        architecture.check(policy)
+        return policy
 
 
 class Remote(Part):

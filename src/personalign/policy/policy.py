@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from personalign.contracts import UserError
 from personalign.plans import Deltas, PolicySpec, Soft, Stream
-from personalign.policy import attention, chat, joint, lora, steering
+from personalign.policy import architecture, attention, chat, joint, lora, steering
 from personalign.policy.covering import Covering, covering
 from personalign.policy.soft import SoftHead, SoftTokens
 from personalign.types import Messages
@@ -41,6 +41,7 @@ class Policy:
         self.tokenizer = tokenizer
         self.label = label
         self.cache = cache
+        self._scale = architecture.scale(model.config.get_text_config())
         self.routing = lora.Routing()
         self.packed_head = joint.install(self.model, self.routing)
         self.configs: dict[str, lora.LoRAConfig] = {}
@@ -69,8 +70,8 @@ class Policy:
 
     @property
     def context(self) -> int:
-        """Longest prompt plus answer, in tokens."""
-        return int(self.model.config.get_text_config().max_position_embeddings)
+        """Longest prompt plus answer, in tokens; where layers see a window of them, no more than that."""
+        return architecture.context(self.model.config.get_text_config())
 
     @property
     def learner(self) -> Policy:
@@ -118,9 +119,12 @@ class Policy:
         return {"inputs_embeds": self._soft.put(ids, embeddings, self.heads)}
 
     def hidden(self, **inputs: Any) -> Tensor:
-        """Last hidden states [rows, time, width] under the present routing; see transformers' base models."""
+        """Last hidden states [rows, time, width] under the present routing; see transformers' base models.
+
+        Where the model scales its logits, its states are scaled instead.
+        """
         states: Tensor = self.model.get_decoder()(**inputs).last_hidden_state
-        return states
+        return states if self._scale == 1.0 else states * self._scale
 
     def logits(self, hidden: Tensor, shares: Tensor | None = None) -> Tensor:
         """hidden [..., width] -> float32 logits [..., vocabulary]. Of states that are weighted sums, `shares` [...] are
