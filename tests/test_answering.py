@@ -141,7 +141,7 @@ def test_without_a_guide_there_is_no_best() -> None:
         compose(["generation=best_of_n", "reward@guide=none", "reward@truth=classifier", "truth.name=x"])
 
 
-FLOORED = ("generation=best_of_n", "sampling.n=4", "reward@universal=lexicon")
+FLOORED = ("generation=best_of_n", "sampling.n=4")
 
 
 def floor(tau: float) -> str:
@@ -203,5 +203,5 @@ def test_the_tax_is_the_true_reward_that_was_given_up(tmp_path: Path) -> None:
         taxes.setdefault(row["user"], []).append(best - reward(row["user"], row["text"]))
     mean = sum(sum(of) / len(of) for of in taxes.values()) / len(taxes)
     assert record["metrics"]["personalization_tax"]["value"] == pytest.approx(mean, abs=1e-9) and mean > 0
-    without = answered(tmp_path, "generation=best_of_n", "sampling.n=4")[2]["metrics"]
+    without = answered(tmp_path, "generation=best_of_n", "sampling.n=4", "reward@universal=none")[2]["metrics"]
     assert not without.keys() & {"violation_rate", "personalization_tax"}, "nothing scores universal values"

@@ -251,7 +251,7 @@ def test_d_optimal_questions_teach_more_than_chance_in_a_run(tmp_path: Path, mon
 
 def test_answers_that_the_boundary_refuses_are_shown_to_nobody(tmp_path: Path) -> None:
     """No word list rates above 0: nothing is left to compare, and the run says so by its events."""
-    refuse = ["boundary=floor", "reward@universal=lexicon", "boundary.floors.harmlessness=1.0"]
+    refuse = ["boundary=floor", "boundary.floors.harmlessness=1.0"]
     record = Experiment(config(tmp_path, "rounds=1", *refuse)).run()
     (line,) = asked(tmp_path, record)
     assert all(not question["answers"] and not question["events"] for question in line["questions"])

@@ -128,16 +128,16 @@ def test_universal_values_are_scored_without_a_user_s_state(scorer: str) -> None
 
 def test_a_floor_needs_a_scorer() -> None:
     with pytest.raises(IllegalComposition, match=r"boundary=floor needs reward\.universal: use reward@universal=\w+"):
-        compose(["boundary=floor"])
+        compose(["boundary=floor", "reward@universal=none"])
 
 
 def test_a_reward_provides_what_it_is_chosen_as() -> None:
     with pytest.raises(IllegalComposition, match=r"generation=best_of_n needs reward\.guide: use reward@guide=\w+"):
-        compose(["generation=best_of_n", "reward@guide=none", "reward@universal=lexicon"])
+        compose(["generation=best_of_n", "reward@guide=none"])
 
 
 def test_floors_of_the_boundary_are_those_that_violations_are_counted_by() -> None:
-    words = ["boundary=floor", "reward@universal=lexicon", "evaluation.floors.harmlessness=-2.0"]
+    words = ["boundary=floor", "evaluation.floors.harmlessness=-2.0"]
     assert compose(words).boundary.floors == {"harmlessness": -2.0}
     strict = compose([*words, "boundary.floors.harmlessness=-inf"])
     assert strict.boundary.floors.harmlessness == float("-inf") and strict.evaluation.floors.harmlessness == -2.0

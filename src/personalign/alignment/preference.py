@@ -96,15 +96,23 @@ def read(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Log-probabilities in nats and lengths in tokens of each group's answers: [rows, answers] both.
 
-    `route` tells the deltas of a group's row. All groups are read in one forward pass; every row has as many answers.
+    `route` tells the deltas of a group's row. All groups are read in one forward pass; every row has as many answers. A
+    row that recurs, with its answers in whatever order, is read once: users of different opinion judge the same two.
     """
-    some = [rows[group][i] for group, indices in batch.items() for i in indices]
-    routes = [route(group, i) for group, indices in batch.items() for i in indices]
+    asked = [(route(group, i), rows[group][i]) for group, indices in batch.items() for i in indices]
+    keys = [(deltas, row.prompt, frozenset(row.answers)) for deltas, row in asked]
+    first: dict[tuple[Deltas, tuple[int, ...], frozenset[tuple[int, ...]]], Branches] = {}
+    for key, (_, row) in zip(keys, asked, strict=True):
+        first.setdefault(key, row)
     with policy.using(()):
-        policy.routing.by_row(routes)
-        logp = answer_logprobs(policy, some, head)
-    answers = len(some[0].answers)
-    sums = torch.stack([one.sum() for one in logp]).view(-1, answers)
-    lengths = torch.tensor([len(one) for one in logp], device=sums.device).view(-1, answers)
-    sizes = [len(indices) for indices in batch.values()]
-    return dict(zip(batch, zip(torch.split(sums, sizes), torch.split(lengths, sizes), strict=True), strict=True))
+        policy.routing.by_row([deltas for deltas, _, _ in first])
+        logp = answer_logprobs(policy, list(first.values()), head)
+    told = [(key, answer) for key, row in first.items() for answer in row.answers]
+    sums = dict(zip(told, [one.sum() for one in logp], strict=True))
+    found = torch.stack(
+        [sums[key, answer] for key, (_, row) in zip(keys, asked, strict=True) for answer in row.answers]
+    )
+    lengths = torch.tensor([len(answer) for _, row in asked for answer in row.answers], device=found.device)
+    answers, sizes = len(asked[0][1].answers), [len(indices) for indices in batch.values()]
+    parts = [torch.split(one.view(-1, answers), sizes) for one in (found, lengths)]
+    return dict(zip(batch, zip(*parts, strict=True), strict=True))
