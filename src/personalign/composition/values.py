@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 from annotated_types import Ge, MinLen
 from pydantic import BaseModel, ConfigDict
 
-from personalign.contracts import Fraction, NaturalInt, NonNegativeFloat, Placement, PositiveFloat, PositiveInt
+from personalign.contracts import (
+    NaturalInt,
+    NonNegativeFloat,
+    Placement,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+)
 
 
 class _Strict(BaseModel):
@@ -19,7 +26,7 @@ class SamplingValues(_Strict):
 
     temperature: NonNegativeFloat
     top_k: NaturalInt
-    top_p: Fraction
+    top_p: PositiveFraction
     max_new_tokens: PositiveInt
     n: PositiveInt
 

@@ -9,10 +9,10 @@ from typing import Literal
 
 from personalign.contracts import (
     Data,
-    Fraction,
     NaturalInt,
     NonNegativeFloat,
     PositiveFloat,
+    PositiveFraction,
     PositiveInt,
     Reward,
     Sampler,
@@ -69,7 +69,7 @@ class ExactUsers(Data):
         samples_per_prompt: PositiveInt,
         max_new_tokens: PositiveInt,
         temperature: PositiveFloat,
-        top_p: Fraction,
+        top_p: PositiveFraction,
         seed: NaturalInt,
         model: dict[str, object],
         cache: str,
