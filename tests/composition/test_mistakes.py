@@ -47,7 +47,7 @@ ONE = [
     ("sampling={topk: 1}", "sampling={topk: 1}.topk: no such key; did you mean sampling.top_k"),
     ("requests.limit=0", "requests.limit=0: must be at least 1"),
     ("data.share=2", "data.share=2: must be at most 1"),
-    ("data.share=nan", "data.share=NaN: must be at most 1"),
+    ("data.share=nan", "data.share=NaN: must be a finite number"),
     ("data.dimensions=x", 'data.dimensions="x": must be a list'),
     ("data.dimensions=[a,1]", "data.dimensions.1=1: must be text"),
     ("data.mixture={long: x}", 'data.mixture.long="x": must be a number'),

@@ -14,10 +14,10 @@ from personalign.alignment.trainees import Adapters
 from personalign.alignment.training import Lesson, train
 from personalign.contracts import (
     Data,
-    Fraction,
     Guide,
     NonNegativeFloat,
     PositiveFloat,
+    PositiveFraction,
     PositiveInt,
     Recall,
     Render,
@@ -54,7 +54,7 @@ class RLOO(Trained):
         rank: PositiveInt,
         alpha: PositiveFloat,
         targets: list[str],
-        depth: Fraction,
+        depth: PositiveFraction,
         samples: SeveralInt,
         beta: NonNegativeFloat,
         target_kl: PositiveFloat | None,

@@ -7,7 +7,15 @@ from typing import Literal, TypedDict, Unpack
 from personalign.alignment.batches import Limits
 from personalign.alignment.recipe import Recipe
 from personalign.alignment.trainees import Adapters
-from personalign.contracts import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Stage
+from personalign.contracts import (
+    Fraction,
+    FractionBelowOne,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+    Stage,
+)
 from personalign.policy.lora import LoRAConfig
 
 
@@ -38,9 +46,9 @@ class AdaptedKeys(TrainedKeys):
     pairs: PositiveInt | None
     rank: PositiveInt
     alpha: PositiveFloat
-    dropout: Fraction
+    dropout: FractionBelowOne
     targets: list[str]
-    depth: Fraction
+    depth: PositiveFraction
 
 
 class Trained(Stage):
@@ -60,9 +68,9 @@ class Adapted(Trained):
         pairs: PositiveInt | None,
         rank: PositiveInt,
         alpha: PositiveFloat,
-        dropout: Fraction,
+        dropout: FractionBelowOne,
         targets: list[str],
-        depth: Fraction,
+        depth: PositiveFraction,
         **trained: Unpack[TrainedKeys],
     ) -> None:
         super().__init__(**trained)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from personalign.contracts import Evaluation, Fraction, NaturalInt, NonNegativeFloat, PositiveInt
+from personalign.contracts import Bound, Evaluation, Fraction, NaturalInt, NonNegativeFloat, PositiveInt
 from personalign.evaluation import metrics, pareto, references, text
 from personalign.evaluation.length import LengthControl
 from personalign.evaluation.statistics import Better, Bootstrap, Comparison, Estimate, compare
@@ -83,7 +83,7 @@ class Standard(Evaluation):
         bootstrap_seed: NaturalInt,
         length_shrinkage: NonNegativeFloat,
         tie: NonNegativeFloat,
-        floors: dict[str, float],
+        floors: dict[str, Bound],
         front: list[str],
         front_corner: float,
     ) -> None:
