@@ -98,6 +98,13 @@ def places(tree: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
             yield (*above, str(key))
 
 
+def test_ratings_are_measured_from_and_in_what_makes_sense() -> None:
+    keys = ("ratings", "truth", "memory.stance_inferred")
+    for setting, said in (("center.warmth=NaN", "a finite number"), ("scale.warmth=0", "greater than 0")):
+        lines = refusal("memory=stance_inferred", f"ratings.{setting}")
+        assert lines == [f"{key}.{setting}: must be {said}" for key in keys]
+
+
 def test_what_is_not_finite_is_told_in_one_line_of_each_key() -> None:
     assert refusal("sampling.temperature=inf") == ["sampling.temperature=Infinity: must be a finite number"]
     assert refusal("data.noise=inf") == ["data.noise=Infinity: must be a finite number"]

@@ -77,7 +77,7 @@ class RatingValues(_Strict):
     """The scale of computed ratings, that rewards and memories share (see ratings.standard)."""
 
     center: dict[str, float]
-    scale: dict[str, float]
+    scale: dict[str, PositiveFloat]
     clip: PositiveFloat | None
 
 
