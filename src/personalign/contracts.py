@@ -52,6 +52,8 @@ def is_printable(text: str) -> bool:
 PositiveInt = Annotated[int, Ge(1)]
 SeveralInt = Annotated[int, Ge(2)]
 NaturalInt = Annotated[int, Ge(0)]
+# As large as torch takes.
+Seed = Annotated[int, Ge(0), Le(2**64 - 1)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
@@ -15,6 +17,7 @@ from personalign.composition.composer import Composer
 from personalign.composition.layers import from_overrides
 from personalign.composition.parts import PartView, catalogue
 from personalign.composition.schema import check, check_values, slots
+from personalign.composition.sweeps import read
 from personalign.contracts import UserError
 
 # A key, what is refused at its end, and a value near it that makes sense.
@@ -109,3 +112,19 @@ def test_what_is_not_finite_is_told_in_one_line_of_each_key() -> None:
     assert refusal("sampling.temperature=inf") == ["sampling.temperature=Infinity: must be a finite number"]
     assert refusal("data.noise=inf") == ["data.noise=Infinity: must be a finite number"]
     assert refusal("tune.strengths=[1,nan]", "generation=cos", "memory=statement")[0].startswith("tune.strengths.1=NaN")
+
+
+def test_a_seed_is_one_that_torch_takes(tmp_path: Path) -> None:
+    seeds = [part.params[key] for part in PARTS for key in part.params if key.endswith("seed")]
+    assert len(seeds) >= 6
+    for annotation in seeds:
+        assert check(annotation, 2**64 - 1) == 2**64 - 1
+        for odd in (-1, 2**64):
+            with pytest.raises(ValidationError):
+                check(annotation, odd)
+    torch.Generator().manual_seed(composed(f"seed={2**64 - 1}").seed)
+    assert refusal(f"seed={2**64}")[0] == f"seed={2**64}: must be at most {2**64 - 1}"
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(f"seeds: [0, {2**64}]\n")
+    with pytest.raises(UserError, match=rf"sweep\.yaml: seeds\.1={2**64}: must be at most {2**64 - 1}$"):
+        read(sweep)

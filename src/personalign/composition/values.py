@@ -14,6 +14,7 @@ from personalign.contracts import (
     PositiveFloat,
     PositiveFraction,
     PositiveInt,
+    Seed,
 )
 
 
@@ -115,7 +116,7 @@ class Values(_Strict):
 
     name: str | None
     source: str | None
-    seed: NaturalInt
+    seed: Seed
     precision: Literal["bf16", "fp32"]
     devices: PositiveInt
     micro_batch: PositiveInt

@@ -16,6 +16,7 @@ from personalign.contracts import (
     PositiveInt,
     Reward,
     Sampler,
+    Seed,
     UserError,
 )
 from personalign.data.exact_pairs import Answer, candidates, labels, prefer, ratings
@@ -70,7 +71,7 @@ class ExactUsers(Data):
         max_new_tokens: PositiveInt,
         temperature: PositiveFloat,
         top_p: PositiveFraction,
-        seed: NaturalInt,
+        seed: Seed,
         model: dict[str, object],
         cache: str,
     ) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from personalign.contracts import Bound, Evaluation, Fraction, NaturalInt, NonNegativeFloat, PositiveInt
+from personalign.contracts import Bound, Evaluation, Fraction, NaturalInt, NonNegativeFloat, PositiveInt, Seed
 from personalign.evaluation import metrics, pareto, references, text
 from personalign.evaluation.length import LengthControl
 from personalign.evaluation.statistics import Better, Bootstrap, Comparison, Estimate, compare
@@ -80,7 +80,7 @@ class Standard(Evaluation):
         resamples: PositiveInt,
         level: Fraction,
         few_users: NaturalInt,
-        bootstrap_seed: NaturalInt,
+        bootstrap_seed: Seed,
         length_shrinkage: NonNegativeFloat,
         tie: NonNegativeFloat,
         floors: dict[str, Bound],

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Unpack
 import torch
 from safetensors import SafetensorError
 
-from personalign.contracts import Part, PositiveInt, UserError
+from personalign.contracts import Part, PositiveInt, Seed, UserError
 from personalign.policy import architecture
 from personalign.policy.assets import model_dir
 from personalign.policy.policy import Policy
@@ -80,7 +80,7 @@ class Tiny(Part):
         heads: PositiveInt,
         kv_heads: PositiveInt,
         context: PositiveInt,
-        seed: int,
+        seed: Seed,
     ) -> None:
         self.sizes = (hidden, layers, heads, kv_heads, context, seed)
 
