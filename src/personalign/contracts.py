@@ -59,6 +59,7 @@ NonNegativeFloat = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 PositiveFraction = Annotated[float, Gt(0), Le(1)]
 FractionBelowOne = Annotated[float, Ge(0), Lt(1)]
+OpenFraction = Annotated[float, Gt(0), Lt(1)]
 # Infinity is one, too: no bound at all.
 Bound = Annotated[float, AllowInfNan(True), Ge(-math.inf)]
 OpenUrl = Annotated[str, Predicate(is_open)]

@@ -30,6 +30,8 @@ ENDS = [
     ("alignment.rloo.depth", 0.0, 0.01),
     ("alignment.soft_tokens.depth", 0.0, 0.01),
     ("alignment.soft_tokens.dropout", 1.0, 0.99),
+    ("evaluation.level", 1.0, 0.999),
+    ("evaluation.level", 0.0, 0.001),
     ("guide.beta", 0.0, 0.01),
     ("guide.beta", -0.1, 0.01),
 ]
