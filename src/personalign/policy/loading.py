@@ -68,7 +68,8 @@ class Remote(Part):
 
 
 class Tiny(Part):
-    """A random byte-level Llama: nothing to fetch, nothing to expect of its answers."""
+    """A random byte-level Llama: nothing to fetch, nothing to expect of its answers. Raises UserError where heads do not
+    fit the width, or key/value heads not the heads."""
 
     provides: ClassVar[tuple[str, ...]] = ("model", "model.weights")
 
@@ -82,6 +83,10 @@ class Tiny(Part):
         context: PositiveInt,
         seed: Seed,
     ) -> None:
+        if hidden % (2 * heads):  # every head has pairs of features, which positions turn
+            raise UserError(f"model=tiny: heads={heads} must divide hidden={hidden} into parts of even width")
+        if heads % kv_heads:
+            raise UserError(f"model=tiny: kv_heads={kv_heads} must divide heads={heads}")
         self.sizes = (hidden, layers, heads, kv_heads, context, seed)
 
     def build(self, cache: Path, precision: Precision) -> Policy:
