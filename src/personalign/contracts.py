@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from annotated_types import Ge, Gt, Le, Lt, Predicate
+from annotated_types import Ge, Gt, Le, Lt, MinLen, Predicate
 from pydantic import AllowInfNan
 
 from personalign.plans import Plan, PolicySpec, Sampling
@@ -62,6 +62,8 @@ FractionBelowOne = Annotated[float, Ge(0), Lt(1)]
 OpenFraction = Annotated[float, Gt(0), Lt(1)]
 # Infinity is one, too: no bound at all.
 Bound = Annotated[float, AllowInfNan(True), Ge(-math.inf)]
+Name = Annotated[str, MinLen(1)]
+Names = Annotated[list[Name], MinLen(1)]
 OpenUrl = Annotated[str, Predicate(is_open)]
 StanceValue = Annotated[float, Ge(-1), Le(1)]
 TextKind = Literal["text", "statement", "choice", "rating", "attribute"]

@@ -15,6 +15,7 @@ from personalign.alignment.training import Lesson, train
 from personalign.contracts import (
     Data,
     Guide,
+    Names,
     NonNegativeFloat,
     PositiveFloat,
     PositiveFraction,
@@ -53,7 +54,7 @@ class RLOO(Trained):
         adapter: str,
         rank: PositiveInt,
         alpha: PositiveFloat,
-        targets: list[str],
+        targets: Names,
         depth: PositiveFraction,
         samples: SeveralInt,
         beta: NonNegativeFloat,

@@ -10,6 +10,7 @@ from personalign.alignment.trainees import Adapters
 from personalign.contracts import (
     Fraction,
     FractionBelowOne,
+    Names,
     NonNegativeFloat,
     PositiveFloat,
     PositiveFraction,
@@ -47,7 +48,7 @@ class AdaptedKeys(TrainedKeys):
     rank: PositiveInt
     alpha: PositiveFloat
     dropout: FractionBelowOne
-    targets: list[str]
+    targets: Names
     depth: PositiveFraction
 
 
@@ -69,7 +70,7 @@ class Adapted(Trained):
         rank: PositiveInt,
         alpha: PositiveFloat,
         dropout: FractionBelowOne,
-        targets: list[str],
+        targets: Names,
         depth: PositiveFraction,
         **trained: Unpack[TrainedKeys],
     ) -> None:

@@ -26,6 +26,7 @@ TYPES = {
     "tuple_type": "a list",
     "dict_type": "a mapping",
     "none_required": "null",
+    "string_too_short": "text with something in it",
     "too_short": "a list with something in it",
     "predicate_failed": "like http://localhost:8000/v1, without user, password, query or blanks",
 }

@@ -1,4 +1,4 @@
-"""Numbers of the shipped parts, and of all else, that make no sense: refused, each by its type."""
+"""Values of the shipped parts, and of all else, that make no sense: refused, each by its type."""
 
 from __future__ import annotations
 
@@ -130,3 +130,16 @@ def test_a_seed_is_one_that_torch_takes(tmp_path: Path) -> None:
     sweep.write_text(f"seeds: [0, {2**64}]\n")
     with pytest.raises(UserError, match=rf"sweep\.yaml: seeds\.1={2**64}: must be at most {2**64 - 1}$"):
         read(sweep)
+
+
+@pytest.mark.parametrize("stage", ["dpo", "rloo", "soft_tokens", "user_adapter"])
+def test_adapters_lie_in_something(stage: str) -> None:
+    key = f"alignment.{stage}.targets"
+    assert refusal(f"{key}=[]") == [f"{key}=[]: must be a list with something in it"]
+    assert refusal(f"{key}=['']") == [f'{key}.0="": must be text with something in it']
+
+
+def test_a_model_has_a_name() -> None:
+    said = 'model.name="": must be text with something in it'
+    assert refusal("model=hf", "model.name=''") == [said]
+    assert refusal("model@guide_model=hf", "guide_model.name=''", "generation=pad")[0] == f"guide_{said}"
