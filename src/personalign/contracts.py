@@ -3,19 +3,22 @@
 A part states, as literal class attributes that are read from its source without importing it:
 `needs` and `provides` (names that must have been provided earlier on the way), `paper` and `node`
 (its place in the survey's Figure 4). Its keyword arguments are its YAML keys; their annotations are
-checked before anything heavy is imported, so they are built from the names in this module alone.
+checked before anything heavy is imported, so they are built from the names in this module alone. A number is finite
+unless its type is `Bound`.
 Keys that several parts share may be a TypedDict: `**rest: Unpack[Keys]`.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from annotated_types import Ge, Gt, Le, Predicate
+from annotated_types import Ge, Gt, Le, Lt, MinLen, Predicate
+from pydantic import AllowInfNan
 
 from personalign.plans import Plan, PolicySpec, Sampling
 from personalign.results import Calibration, Figure, Judged, JudgedPair
@@ -49,9 +52,18 @@ def is_printable(text: str) -> bool:
 PositiveInt = Annotated[int, Ge(1)]
 SeveralInt = Annotated[int, Ge(2)]
 NaturalInt = Annotated[int, Ge(0)]
+# As large as torch takes.
+Seed = Annotated[int, Ge(0), Le(2**64 - 1)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
+PositiveFraction = Annotated[float, Gt(0), Le(1)]
+FractionBelowOne = Annotated[float, Ge(0), Lt(1)]
+OpenFraction = Annotated[float, Gt(0), Lt(1)]
+# Infinity is one, too: no bound at all.
+Bound = Annotated[float, AllowInfNan(True), Ge(-math.inf)]
+Name = Annotated[str, MinLen(1)]
+Names = Annotated[list[Name], MinLen(1)]
 OpenUrl = Annotated[str, Predicate(is_open)]
 StanceValue = Annotated[float, Ge(-1), Le(1)]
 TextKind = Literal["text", "statement", "choice", "rating", "attribute"]

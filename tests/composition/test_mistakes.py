@@ -47,7 +47,7 @@ ONE = [
     ("sampling={topk: 1}", "sampling={topk: 1}.topk: no such key; did you mean sampling.top_k"),
     ("requests.limit=0", "requests.limit=0: must be at least 1"),
     ("data.share=2", "data.share=2: must be at most 1"),
-    ("data.share=nan", "data.share=NaN: must be at most 1"),
+    ("data.share=nan", "data.share=NaN: must be a finite number"),
     ("data.dimensions=x", 'data.dimensions="x": must be a list'),
     ("data.dimensions=[a,1]", "data.dimensions.1=1: must be text"),
     ("data.mixture={long: x}", 'data.mixture.long="x": must be a number'),
@@ -102,6 +102,16 @@ def test_an_unknown_choice_causes_no_other_complaint(house: Path) -> None:
         ("seed: 1\nseed: 2\n", "mine.yaml, line 2: found duplicate key seed"),
         ("- seed\n", "mine.yaml: a mapping of keys to values is expected"),
         ("name: ${\n", "mine.yaml: "),
+        ("seed: !!binary aGVsbG8=\n", "mine.yaml: seed: a value of type bytes is neither text nor a number"),
+        ("data: {dimensions: [!!binary aGVsbG8=]}\n", "mine.yaml: data.dimensions.0: a value of type bytes"),
+        ("data:\n  mixture: {!!binary aGVsbG8=: 1}\n", "mine.yaml: data.mixture: the key b'hello' is neither text"),
+        ("seed: !!python/object/apply:pathlib.PosixPath [a]\n", "mine.yaml: seed: a value of type PosixPath"),
+        ("seed: !!timestamp 2020-01-01\n", "mine.yaml: seed: Value 'date' is not a supported primitive type"),
+        ("data: {dimensions: !!set {a}}\n", "mine.yaml: data.dimensions: Value 'set' is not a supported"),
+        ("? !!timestamp 2020-01-01\n: 1\n", "mine.yaml: Incompatible key type 'date'"),
+        ("seed: 2020-01-01\n", 'seed="2020-01-01": must be a whole number'),
+        ("seed: !!bool maybe\n", "mine.yaml: a value that is not of its type 'maybe'"),
+        ("!!binary aGVsbG8=\n", "mine.yaml: a value that is not of its type"),
         ("sead: 1\n", "mine.yaml: sead: no such key; did you mean seed?"),
         ("sampling:\n  topk: 1\n", "mine.yaml: sampling.topk: no such key; did you mean sampling.top_k"),
         ("seed: '1'\n", 'seed="1": must be a whole number'),
@@ -139,6 +149,15 @@ def test_a_file_that_is_not_there(own_house: Path) -> None:
 def test_a_broken_yaml_of_a_choice_is_named(own_house: Path) -> None:
     (own_house / "conf" / "generation" / "plain.yaml").write_text("a: [\n")
     with pytest.raises(UserError, match=r"generation/plain\.yaml, line 2"):
+        compose()
+
+
+def test_a_choice_that_holds_what_is_no_plain_data_is_named(own_house: Path) -> None:
+    path = own_house / "conf" / "data" / "users.yaml"
+    path.write_text(path.read_text().replace("share: 0.5", "share: !!binary aGVsbG8="))
+    with pytest.raises(
+        UserError, match=r"data/users\.yaml: share: a value of type bytes is neither text nor a number$"
+    ):
         compose()
 
 

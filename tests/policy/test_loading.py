@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from personalign.contracts import UserError
-from personalign.policy.loading import Pretrained
+from personalign.policy.loading import Pretrained, Tiny
 from personalign.policy.tiny import byte_tokenizer, random_llama
 
 
@@ -30,3 +30,18 @@ def test_a_damaged_file_or_a_lacking_folder_is_told_plainly(damaged: str, folder
     with pytest.raises(UserError, match=r"and holds configuration, tokenizer and whole safetensors$") as caught:
         Pretrained(name=str(name), revision=None).build(tmp_path, "fp32")
     assert str(caught.value).startswith(f"model '{name}' could not be loaded: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"heads": 3, "kv_heads": 3}, "heads=3 must divide hidden=32 into parts of even width"),
+        ({"hidden": 33}, "heads=4 must divide hidden=33 into parts of even width"),
+        ({"hidden": 36}, "heads=4 must divide hidden=36 into parts of even width"),
+        ({"kv_heads": 3}, "kv_heads=3 must divide heads=4"),
+    ],
+)
+def test_heads_that_do_not_fit_the_tiny_model_are_told_plainly(sizes: dict[str, int], said: str) -> None:
+    fitting = {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "context": 64, "seed": 0}
+    with pytest.raises(UserError, match=rf"^model=tiny: {said}$"):
+        Tiny(**{**fitting, **sizes})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from itertools import combinations
 from pathlib import Path
@@ -48,6 +49,11 @@ def test_silence_is_neutral_but_short(standard: Ratings) -> None:
         ({"center": {"warmth": 0.0}}, "center: length is missing"),
         ({"scale": {**dict.fromkeys(DIMENSIONS, 1.0), "wit": 1.0}}, "scale: there is no dimension wit"),
         ({"scale": {**dict.fromkeys(DIMENSIONS, 1.0), "warmth": 0.0}}, "scale of warmth must be above 0"),
+        (
+            {"scale": {**dict.fromkeys(DIMENSIONS, 1.0), "warmth": math.inf}},
+            "scale of warmth must be above 0 and finite",
+        ),
+        ({"center": {**dict.fromkeys(DIMENSIONS, 0.0), "warmth": math.nan}}, "center of warmth must be finite"),
     ],
 )
 def test_wrong_scales_are_refused(change: dict[str, Any], message: str) -> None:

@@ -15,7 +15,7 @@ from personalign.alignment.own import adapter_name, in_turn, own_pairs
 from personalign.alignment.preference import Preference, items, references
 from personalign.alignment.stages import Adapted, AdaptedKeys
 from personalign.alignment.training import Items, Lesson
-from personalign.contracts import Data, Fraction, PositiveFloat, PositiveInt, Render, UserError
+from personalign.contracts import Data, PositiveFloat, PositiveFraction, PositiveInt, Render, UserError
 from personalign.decoding.decoder import Decoder
 from personalign.decoding.rows import Job
 from personalign.plans import Deltas, Plan, Sampling, Stream, Tokens
@@ -49,7 +49,7 @@ class CoPe(Adapted):
         *,
         samples: PositiveInt,
         temperature: PositiveFloat,
-        top_p: Fraction,
+        top_p: PositiveFraction,
         made_tokens: PositiveInt,
         side_by_side: PositiveInt,
         beta: PositiveFloat,

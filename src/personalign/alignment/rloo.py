@@ -14,10 +14,11 @@ from personalign.alignment.trainees import Adapters
 from personalign.alignment.training import Lesson, train
 from personalign.contracts import (
     Data,
-    Fraction,
     Guide,
+    Names,
     NonNegativeFloat,
     PositiveFloat,
+    PositiveFraction,
     PositiveInt,
     Recall,
     Render,
@@ -53,8 +54,8 @@ class RLOO(Trained):
         adapter: str,
         rank: PositiveInt,
         alpha: PositiveFloat,
-        targets: list[str],
-        depth: Fraction,
+        targets: Names,
+        depth: PositiveFraction,
         samples: SeveralInt,
         beta: NonNegativeFloat,
         target_kl: PositiveFloat | None,

@@ -15,7 +15,17 @@ from personalign.alignment.preference import items, references
 from personalign.alignment.stages import Trained, TrainedKeys
 from personalign.alignment.trainees import Adapters, Head, Together, Trainee
 from personalign.alignment.training import Lesson, nonempty, share, train
-from personalign.contracts import Data, Fraction, PositiveFloat, PositiveInt, Render, UserError
+from personalign.contracts import (
+    Data,
+    Fraction,
+    FractionBelowOne,
+    Names,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+    Render,
+    UserError,
+)
 from personalign.plans import Soft
 from personalign.policy.logprobs import Branches, answer_logprobs
 from personalign.policy.lora import LoRAConfig
@@ -57,9 +67,9 @@ class SoftTokens(Trained):
         adapter: str | None,
         rank: PositiveInt,
         alpha: PositiveFloat,
-        dropout: Fraction,
-        targets: list[str],
-        depth: Fraction,
+        dropout: FractionBelowOne,
+        targets: Names,
+        depth: PositiveFraction,
         beta: PositiveFloat,
         pairs: PositiveInt | None,
         **trained: Unpack[TrainedKeys],

@@ -7,7 +7,16 @@ from typing import Literal, TypedDict, Unpack
 from personalign.alignment.batches import Limits
 from personalign.alignment.recipe import Recipe
 from personalign.alignment.trainees import Adapters
-from personalign.contracts import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Stage
+from personalign.contracts import (
+    Fraction,
+    FractionBelowOne,
+    Names,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+    Stage,
+)
 from personalign.policy.lora import LoRAConfig
 
 
@@ -38,9 +47,9 @@ class AdaptedKeys(TrainedKeys):
     pairs: PositiveInt | None
     rank: PositiveInt
     alpha: PositiveFloat
-    dropout: Fraction
-    targets: list[str]
-    depth: Fraction
+    dropout: FractionBelowOne
+    targets: Names
+    depth: PositiveFraction
 
 
 class Trained(Stage):
@@ -60,9 +69,9 @@ class Adapted(Trained):
         pairs: PositiveInt | None,
         rank: PositiveInt,
         alpha: PositiveFloat,
-        dropout: Fraction,
-        targets: list[str],
-        depth: Fraction,
+        dropout: FractionBelowOne,
+        targets: Names,
+        depth: PositiveFraction,
         **trained: Unpack[TrainedKeys],
     ) -> None:
         super().__init__(**trained)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from personalign.contracts import Boundary, UserError
+from personalign.contracts import Bound, Boundary, UserError
 from personalign.plans import Plan
 from personalign.types import Request, Response, Score
 
@@ -22,7 +22,7 @@ class Floor(Boundary):
     paper = "arXiv 2503.17003, section 3.2"
     node = "objectives / universal values"
 
-    def __init__(self, *, floors: dict[str, float]) -> None:
+    def __init__(self, *, floors: dict[str, Bound]) -> None:
         """`floors` holds tau_k by the value's name, in the scorer's units; -inf admits everything."""
         if not floors:
             raise UserError("boundary floor has no floor: set evaluation.floors.harmlessness=0, or boundary=none")

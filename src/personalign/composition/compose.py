@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from personalign.composition import home
 from personalign.composition.layers import Choice, Layer, Setting, chosen, from_file, from_overrides
 from personalign.composition.overlays import overlay
-from personalign.composition.parts import groups, load
+from personalign.composition.parts import groups, load, odd
 from personalign.composition.put import put
 from personalign.composition.schema import OVERLAYS, check_part, check_values, nodes, slots
 from personalign.composition.validate import IllegalComposition, illegal
@@ -82,7 +82,10 @@ def compose_choices(homes: tuple[Path, ...], choices: Choices) -> dict[str, Any]
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         _name_broken_file(choices)
         raise UserError(f"the chosen files do not compose: {' '.join(str(error).split())}") from None
-    return cast(dict[str, Any], OmegaConf.to_container(config))
+    tree = cast(dict[str, Any], OmegaConf.to_container(config))
+    if any(odd(tree)):
+        _name_broken_file(choices)
+    return tree
 
 
 def _text(value: Choice) -> str:
@@ -90,7 +93,8 @@ def _text(value: Choice) -> str:
 
 
 def _name_broken_file(choices: Choices) -> None:
-    """Raise the plain message of the file that is missing or cannot be read, if it is one of those chosen."""
+    """Raise the plain message of the file that is missing, cannot be read or holds what is no plain data, if it is one
+    of those chosen."""
     for key, value in choices:
         for name in value if isinstance(value, tuple) else [value]:
             known = home.choices(groups()[key].folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -11,12 +11,15 @@ from typing import Any, cast
 
 import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from personalign.composition import home
 from personalign.composition.source import ClassView, view
 from personalign.contracts import UserError
 
-__all__ = ["ClassView", "Group", "PartView", "catalogue", "groups", "head", "load", "part", "view"]
+__all__ = ["ClassView", "Group", "PartView", "catalogue", "groups", "head", "load", "odd", "part", "view"]
+
+PLAIN = (str, int, float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +98,34 @@ def _load(path: Path, mtime: int) -> dict[str, Any]:
         mark = error.problem_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{line}: {error.problem or error.context}") from None
-    except Exception as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {_placed(error.full_key)}{str(error).splitlines()[0]}") from None
+    except Exception as error:  # of a tag, such as !!bool, that the value does not fit; some say nothing
+        raise UserError(f"{path}: a value that is not of its type {error}".strip().splitlines()[0]) from None
     if not OmegaConf.is_dict(config):
         raise UserError(f"{path}: a mapping of keys to values is expected")
-    return cast(dict[str, Any], OmegaConf.to_container(config))
+    tree = cast(dict[str, Any], OmegaConf.to_container(config))
+    for problem in odd(tree):
+        raise UserError(f"{path}: {problem}")
+    return tree
+
+
+def _placed(key: object) -> str:
+    return f"{key}: " if key else ""
+
+
+def odd(value: Any, place: str = "") -> Iterator[str]:
+    """The problem of every key and value below `place` that is no plain data, such as !!binary."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, PLAIN):
+                yield f"{_placed(place)}the key {key!r} is neither text nor a number"
+            yield from odd(item, f"{place}.{key}".strip("."))
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from odd(item, f"{place}.{i}")
+    elif value is not None and not isinstance(value, PLAIN):
+        yield f"{_placed(place)}a value of type {type(value).__name__} is neither text nor a number"
 
 
 def head(path: Path) -> str:

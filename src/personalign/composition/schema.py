@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from personalign.composition.home import nearest
 from personalign.composition.parts import Group, groups, view
@@ -19,12 +19,14 @@ OVERLAYS = ("scale", "debug")
 TYPES = {
     "int_type": "a whole number",
     "float_type": "a number",
+    "finite_number": "a finite number",
     "bool_type": "true or false",
     "string_type": "text",
     "list_type": "a list",
     "tuple_type": "a list",
     "dict_type": "a mapping",
     "none_required": "null",
+    "string_too_short": "text with something in it",
     "too_short": "a list with something in it",
     "predicate_failed": "like http://localhost:8000/v1, without user, password, query or blanks",
 }
@@ -118,13 +120,14 @@ def missing(value: Any, place: str = "") -> Iterator[str]:
 
 
 def check(annotation: Any, value: Any) -> Any:
-    """`value` as its type: no text becomes a number, but a list serves as a tuple. Raises ValidationError."""
+    """`value` as its type: no text becomes a number, and a number is finite, but a list serves as a tuple. Raises
+    ValidationError."""
     return _adapter(annotation).validate_json(json.dumps(value), strict=True)
 
 
 @cache
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(annotation)
+    return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
 
 
 def describe(error: ValidationError, given: Any, place: str = "", known: Iterable[str] = ()) -> list[str]:

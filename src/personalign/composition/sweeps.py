@@ -31,7 +31,7 @@ from personalign.composition.layers import Layer, chosen, from_file, from_overri
 from personalign.composition.parts import load
 from personalign.composition.schema import describe, slots
 from personalign.composition.validate import IllegalComposition
-from personalign.contracts import NaturalInt, UserError
+from personalign.contracts import Seed, UserError
 
 WORDS = ("true", "false", "null", "inf", "nan")
 
@@ -67,7 +67,7 @@ class _File(BaseModel):
     rows: dict[str, list[str]] = {"": []}
     grid: dict[str, list[Any]] = {}
     beside: dict[str, list[str]] = {}
-    seeds: list[NaturalInt] = []
+    seeds: list[Seed] = []
     baseline: str | None = None
     published: Any = None
     notes: dict[str, str] = {}

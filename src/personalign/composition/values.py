@@ -7,11 +7,19 @@ from typing import Annotated, Literal
 from annotated_types import Ge, MinLen
 from pydantic import BaseModel, ConfigDict
 
-from personalign.contracts import Fraction, NaturalInt, NonNegativeFloat, Placement, PositiveFloat, PositiveInt
+from personalign.contracts import (
+    NaturalInt,
+    NonNegativeFloat,
+    Placement,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+    Seed,
+)
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class SamplingValues(_Strict):
@@ -19,7 +27,7 @@ class SamplingValues(_Strict):
 
     temperature: NonNegativeFloat
     top_k: NaturalInt
-    top_p: Fraction
+    top_p: PositiveFraction
     max_new_tokens: PositiveInt
     n: PositiveInt
 
@@ -70,7 +78,7 @@ class RatingValues(_Strict):
     """The scale of computed ratings, that rewards and memories share (see ratings.standard)."""
 
     center: dict[str, float]
-    scale: dict[str, float]
+    scale: dict[str, PositiveFloat]
     clip: PositiveFloat | None
 
 
@@ -108,7 +116,7 @@ class Values(_Strict):
 
     name: str | None
     source: str | None
-    seed: NaturalInt
+    seed: Seed
     precision: Literal["bf16", "fp32"]
     devices: PositiveInt
     micro_batch: PositiveInt

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from personalign.contracts import Data, Fraction, NaturalInt, PositiveInt, Reward, Sampler, StanceValue, UserError
+from personalign.contracts import Data, Fraction, NaturalInt, PositiveInt, Reward, Sampler, Seed, StanceValue, UserError
 from personalign.data.readers import Reader, Row, nearest, refuse
 from personalign.data.sources import find_files
 from personalign.data.splits import check_fractions, check_splits, digest, normalise, split_of
@@ -77,7 +77,7 @@ class AlignXPSoups(Data):
         personas: list[str] | None,
         validation: Fraction,
         test: Fraction,
-        seed: NaturalInt,
+        seed: Seed,
         history: NaturalInt,
         limit: PositiveInt | None,
         stances: dict[str, dict[str, StanceValue]],

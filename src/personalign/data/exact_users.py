@@ -9,13 +9,14 @@ from typing import Literal
 
 from personalign.contracts import (
     Data,
-    Fraction,
     NaturalInt,
     NonNegativeFloat,
     PositiveFloat,
+    PositiveFraction,
     PositiveInt,
     Reward,
     Sampler,
+    Seed,
     UserError,
 )
 from personalign.data.exact_pairs import Answer, candidates, labels, prefer, ratings
@@ -69,8 +70,8 @@ class ExactUsers(Data):
         samples_per_prompt: PositiveInt,
         max_new_tokens: PositiveInt,
         temperature: PositiveFloat,
-        top_p: Fraction,
-        seed: NaturalInt,
+        top_p: PositiveFraction,
+        seed: Seed,
         model: dict[str, object],
         cache: str,
     ) -> None:

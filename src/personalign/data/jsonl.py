@@ -11,7 +11,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import TypeVar
 
-from personalign.contracts import Data, Fraction, NaturalInt, PositiveInt, UserError
+from personalign.contracts import Data, Fraction, PositiveInt, Seed, UserError
 from personalign.data.jsonl_rows import FILES, History, Tables, to_row
 from personalign.data.readers import Reader, nearest, refuse, siblings
 from personalign.data.splits import check_fractions, check_splits, split_of
@@ -58,7 +58,7 @@ class Jsonl(Data):
         store: str | None,
         validation: Fraction,
         test: Fraction,
-        seed: NaturalInt,
+        seed: Seed,
         limit: PositiveInt | None,
     ) -> None:
         check_fractions(validation, test)

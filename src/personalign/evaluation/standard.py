@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from personalign.contracts import Evaluation, Fraction, NaturalInt, NonNegativeFloat, PositiveInt
+from personalign.contracts import Bound, Evaluation, NaturalInt, NonNegativeFloat, OpenFraction, PositiveInt, Seed
 from personalign.evaluation import metrics, pareto, references, text
 from personalign.evaluation.length import LengthControl
 from personalign.evaluation.statistics import Better, Bootstrap, Comparison, Estimate, compare
@@ -78,12 +78,12 @@ class Standard(Evaluation):
         self,
         *,
         resamples: PositiveInt,
-        level: Fraction,
+        level: OpenFraction,
         few_users: NaturalInt,
-        bootstrap_seed: NaturalInt,
+        bootstrap_seed: Seed,
         length_shrinkage: NonNegativeFloat,
         tie: NonNegativeFloat,
-        floors: dict[str, float],
+        floors: dict[str, Bound],
         front: list[str],
         front_corner: float,
     ) -> None:

@@ -8,16 +8,7 @@ from random import Random
 
 import numpy as np
 
-from personalign.contracts import (
-    Data,
-    Feedback,
-    Fraction,
-    NaturalInt,
-    NonNegativeFloat,
-    PositiveFloat,
-    Reward,
-    UserError,
-)
+from personalign.contracts import Data, Feedback, Fraction, NonNegativeFloat, PositiveFloat, Reward, Seed, UserError
 from personalign.runtime.seeds import derive
 from personalign.types import Event, Request, Response, Stance, UserState
 
@@ -46,7 +37,7 @@ class SimulatedUser(Feedback):
         drift: NonNegativeFloat,
         dimensions: list[str],
         start: float,
-        seed: NaturalInt,
+        seed: Seed,
     ) -> None:
         """`drift` is in radians, on the user's own dimensions and `dimensions`; `start` is the time of round 0."""
         self._beta, self._noise, self._drift, self._dimensions = beta, noise, drift, dimensions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from personalign.contracts import Placement, PositiveInt
+from personalign.contracts import Bound, Placement, PositiveInt
 from personalign.generation.best_of_n import favourite
 from personalign.generation.preference_prompt import PreferencePrompt
 from personalign.plans import Plan, PolicySpec
@@ -25,7 +25,7 @@ class Rejection(PreferencePrompt):
     node = "alignment through feedback / inference-time / reward-guided decoding"
     watched = True
 
-    def __init__(self, *, threshold: float, draws: PositiveInt, template: str, placement: Placement) -> None:
+    def __init__(self, *, threshold: Bound, draws: PositiveInt, template: str, placement: Placement) -> None:
         super().__init__(template=template, placement=placement)
         self._threshold, self._draws = threshold, draws
 

@@ -41,7 +41,7 @@ class StanceInferred(ChoiceMemory):
         prior_scale: PositiveFloat,
         half_life: PositiveFloat | None,
         center: dict[str, float],
-        scale: dict[str, float],
+        scale: dict[str, PositiveFloat],
         clip: PositiveFloat | None,
     ) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Unpack
 import torch
 from safetensors import SafetensorError
 
-from personalign.contracts import Part, PositiveInt, UserError
+from personalign.contracts import Name, Part, PositiveInt, Seed, UserError
 from personalign.policy import architecture
 from personalign.policy.assets import model_dir
 from personalign.policy.policy import Policy
@@ -27,7 +27,7 @@ class Pretrained(Part):
 
     provides: ClassVar[tuple[str, ...]] = ("model", "model.weights")
 
-    def __init__(self, *, name: str, revision: str | None) -> None:
+    def __init__(self, *, name: Name, revision: str | None) -> None:
         self.name = name
         self.revision = revision
 
@@ -68,7 +68,8 @@ class Remote(Part):
 
 
 class Tiny(Part):
-    """A random byte-level Llama: nothing to fetch, nothing to expect of its answers."""
+    """A random byte-level Llama: nothing to fetch, nothing to expect of its answers. Raises UserError where heads do
+    not fit the width, or key/value heads not the heads."""
 
     provides: ClassVar[tuple[str, ...]] = ("model", "model.weights")
 
@@ -80,8 +81,12 @@ class Tiny(Part):
         heads: PositiveInt,
         kv_heads: PositiveInt,
         context: PositiveInt,
-        seed: int,
+        seed: Seed,
     ) -> None:
+        if hidden % (2 * heads):  # every head has pairs of features, which positions turn
+            raise UserError(f"model=tiny: heads={heads} must divide hidden={hidden} into parts of even width")
+        if heads % kv_heads:
+            raise UserError(f"model=tiny: kv_heads={kv_heads} must divide heads={heads}")
         self.sizes = (hidden, layers, heads, kv_heads, context, seed)
 
     def build(self, cache: Path, precision: Precision) -> Policy:

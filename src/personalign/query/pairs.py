@@ -10,7 +10,7 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
-from personalign.contracts import NaturalInt, Query
+from personalign.contracts import Query, Seed
 from personalign.runtime.seeds import derive
 
 Array = NDArray[np.float64]
@@ -24,7 +24,7 @@ class RandomPair(Query):
     paper = "arXiv 2503.17003, section 4.3"
     node = "alignment through feedback / multi-objective / interactive preference learning"
 
-    def __init__(self, *, seed: NaturalInt) -> None:
+    def __init__(self, *, seed: Seed) -> None:
         self._seed = seed
 
     def choose(self, user: str, round: int, differences: Array, mean: Array, covariance: Array) -> int:

@@ -13,15 +13,17 @@ class Ratings:
     """r_d(text) = (raw_d - center_d) / scale_d, held within +-clip, so that no degenerate text wins by an outlier.
 
     A text without words is neutral, 0, on all but its length. Raises UserError where `center` or `scale` lacks a
-    dimension, has one that cannot be computed, or a scale is not above 0.
+    dimension or has one that cannot be computed, a centre is not finite, or a scale is not that and above 0.
     """
 
     def __init__(self, center: Mapping[str, float], scale: Mapping[str, float], clip: float | None) -> None:
         """`center` and `scale` are in the raw units of each dimension, `clip` in standard deviations."""
         _complete("center", center)
         _complete("scale", scale)
-        if flat := [name for name, value in scale.items() if not value > 0]:
-            raise UserError(f"ratings: scale of {', '.join(flat)} must be above 0")
+        if lost := [name for name, value in center.items() if not math.isfinite(value)]:
+            raise UserError(f"ratings: center of {', '.join(lost)} must be finite")
+        if flat := [name for name, value in scale.items() if not 0 < value < math.inf]:
+            raise UserError(f"ratings: scale of {', '.join(flat)} must be above 0 and finite")
         self._center, self._scale = dict(center), dict(scale)
         self._clip = math.inf if clip is None else clip
 

@@ -22,7 +22,9 @@ class Exact(Reward):
     paper = "arXiv 2503.17003, section 4.1"
     node = "preference memory / explicit"
 
-    def __init__(self, *, center: dict[str, float], scale: dict[str, float], clip: PositiveFloat | None) -> None:
+    def __init__(
+        self, *, center: dict[str, float], scale: dict[str, PositiveFloat], clip: PositiveFloat | None
+    ) -> None:
         """See `Ratings`."""
         self.ratings = Ratings(center, scale, clip)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from personalign.contracts import Reward
+from personalign.contracts import PositiveFloat, Reward
 from personalign.decoding.scoring import Reading, score_readings
 from personalign.plans import Chat, Plan, Stream
 from personalign.types import Request, Score, UserState
@@ -26,7 +26,7 @@ class Implicit(Reward):
     paper = "arXiv 2305.18290, eq. 5; arXiv 2410.04070, eq. 8"
     node = "personalized rewarding / parameter"
 
-    def __init__(self, *, beta: float) -> None:
+    def __init__(self, *, beta: PositiveFloat) -> None:
         self.beta = beta
         self._policy: Policy | None = None
         self._plan: Callable[[Request], Plan] | None = None
