@@ -26,7 +26,7 @@ from personalign.rounds import Loop, Point, Told
 from personalign.runtime.files import read_jsonl
 from personalign.runtime.fitting import Fitting
 from personalign.runtime.launch import run_ranks
-from personalign.runtime.loggers import log_result, make_logger
+from personalign.runtime.loggers import log_result, make_logger, opened
 from personalign.runtime.operators import require_deepspeed
 from personalign.runtime.provenance import provenance
 from personalign.runtime.ranks import Rank, check, join, started, wait_for_all
@@ -105,6 +105,10 @@ class Experiment:
 
     def work(self, rank: int, ranks: int) -> None:
         """This rank's part: every rank learns and answers its share, then rank 0 measures and writes the record."""
+        with opened(self.logger if rank == 0 else None):
+            self._work(rank, ranks)
+
+    def _work(self, rank: int, ranks: int) -> None:
         seed_everything(self.cfg.seed)
         join(self.cfg.trainer.process_group_backend, ranks)
         mine = RunDir(self.dir.path.parent, self.dir.identity, rank)
