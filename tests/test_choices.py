@@ -90,7 +90,7 @@ def test_a_record_has_the_figures_of_the_answers_that_were_written(tmp_path: Pat
         assert figures[name]["value"] == pytest.approx(((right[0] + right[1]) / 2 + right[2]) / 2)
     counts = {name: (figures[name]["n"], figures[name]["users"]) for name in figures}
     assert counts["choice_accuracy"] == counts["label_accuracy"] == counts["label_f1"] == (3, 2)
-    assert counts["rougeL"] == counts["bleu"] == (1, 1) and "label_mae" not in figures
+    assert counts["rougeL"] == counts["bleu"] == (1, 1) and not {"label_mae", "label_rmse"} & figures.keys()
     assert all(figures[name]["low"] <= figures[name]["high"] for name in counts)
 
 
@@ -103,7 +103,8 @@ def test_lamp_and_prefeval_run(tmp_path: Path) -> None:
     (tmp_path / "dev_outputs.json").write_text(json.dumps({"task": "LaMP_3", "golds": golds}))
     retrieval = ["memory=bm25", "generation=retrieval_prompt"]
     lamp = record(tmp_path, "data=lamp", f"data.path={tmp_path}", "data.task=3", *retrieval)["metrics"]
-    assert {lamp[name]["n"] for name in ("label_accuracy", "label_f1", "label_mae", "choice_accuracy")} == {3}
+    measured = ("label_accuracy", "label_f1", "label_mae", "label_rmse", "choice_accuracy")
+    assert {lamp[name]["n"] for name in measured} == {3}
     assert "rouge1" not in lamp and "reward" not in lamp
     row = {
         "preference": "I hate cheese.",

@@ -129,6 +129,23 @@ def _lines(folder: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def test_data_without_a_held_out_request_are_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from personalign.contracts import UserError
+    from personalign.system import System
+
+    monkeypatch.setattr(System, "policy", property(lambda self: pytest.fail("loaded a model")))
+    texts = {"chosen": "How lovely!", "rejected": "No."}
+    rows = [{"user": "ana", "prompt": prompt, "split": "train", **texts} for prompt in ("Name a tree.", "A fjord?")]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    words = ["data=jsonl", f"data.path={tmp_path}", "reward@truth=none", "model=tiny", f"paths.runs={tmp_path}/runs"]
+    experiment = Experiment(compose(words))
+    with pytest.raises(UserError, match=r"^data=jsonl holds out no request .*split test.*, or choose other data$"):
+        experiment.run()
+    assert experiment.dir.status() == "failed"
+
+
 def test_the_guide_never_sees_the_truth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A spy in the guide's place is handed recalled states only: without memory, it learns nothing of the user."""
     from personalign.contracts import Reward

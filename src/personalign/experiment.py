@@ -20,12 +20,13 @@ from personalign.answering import answer
 from personalign.composition.compose import recompose
 from personalign.composition.identity import identity, label
 from personalign.composition.validate import has_lessons, lessons
+from personalign.contracts import UserError
 from personalign.judging import ANSWERS, judge
 from personalign.rounds import Loop, Point, Told
 from personalign.runtime.files import read_jsonl
 from personalign.runtime.fitting import Fitting
 from personalign.runtime.launch import run_ranks
-from personalign.runtime.loggers import log_result, make_logger
+from personalign.runtime.loggers import log_result, make_logger, opened
 from personalign.runtime.operators import require_deepspeed
 from personalign.runtime.provenance import provenance
 from personalign.runtime.ranks import Rank, check, join, started, wait_for_all
@@ -33,7 +34,7 @@ from personalign.runtime.rundir import RunDir
 from personalign.runtime.seeds import seed_everything
 from personalign.system import System
 from personalign.tuning import Tuning
-from personalign.types import Pair
+from personalign.types import Pair, Request
 
 
 class Experiment:
@@ -104,17 +105,21 @@ class Experiment:
 
     def work(self, rank: int, ranks: int) -> None:
         """This rank's part: every rank learns and answers its share, then rank 0 measures and writes the record."""
+        with opened(self.logger if rank == 0 else None):
+            self._work(rank, ranks)
+
+    def _work(self, rank: int, ranks: int) -> None:
         seed_everything(self.cfg.seed)
         join(self.cfg.trainer.process_group_backend, ranks)
         mine = RunDir(self.dir.path.parent, self.dir.identity, rank)
         system = System(self.cfg)
         with self._timed("memory"):
             system.prepare()
+            requests = _held_out(system)
             loop, tuning = Loop(system, mine), Tuning(system, mine)
         with self._timed("alignment"):
             training = self._align(system)
         tuned = self._tune(tuning, rank, ranks) if tuning.requests else None
-        requests = system.requests()
         curve: list[Point] = []
         for round in range(self.cfg.rounds + 1):
             if round:
@@ -231,6 +236,18 @@ class Experiment:
         path = Path(run)
         cfg = RunDir(path.parent, path.name).config()
         return cls(recompose(cfg, [*overrides, f"source={path.absolute()}"]))
+
+
+def _held_out(system: System) -> list[Request]:
+    """Raises UserError where there is none: a run would train, answer nobody and measure nothing."""
+    requests = system.requests()
+    if not requests:
+        raise UserError(
+            f"data={system.cfg.choices.data} holds out no request (none is of split test), so that there is nothing "
+            "to answer or to measure: give some requests the split test (data.test above 0 where it splits them "
+            "itself), or choose other data"
+        )
+    return requests
 
 
 def _is_oracle(cfg: DictConfig) -> bool:

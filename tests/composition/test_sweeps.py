@@ -126,6 +126,19 @@ def test_a_note_goes_with_every_cell_of_its_row(own_house: Path) -> None:
     assert [cell.note for cell in cells(path)] == [None, None, "no winner", "no winner"]
 
 
+@pytest.mark.parametrize("more", ["rows:\n  a: []\n  b: [paths.runs=x]\n", "grid: {paths.runs: [x, y]}\n"])
+def test_the_runs_of_a_sweep_lie_in_one_folder(own_house: Path, more: str) -> None:
+    path = own_house / "sweeps" / "apart.yaml"
+    path.write_text(more)
+    with pytest.raises(UserError) as told:
+        read(path)
+    (line,) = str(told.value).splitlines()
+    assert "apart.yaml: " in line and " has paths.runs=" in line and "set paths.runs on the command line" in line
+    assert {cell.cfg.paths.runs for cell in read(path, ["paths.runs=z"]).cells} == {"z"}
+    path.write_text("base: [paths.runs=x]\nrows:\n  a: []\n  b: [precision=fp32]\n")
+    assert {cell.cfg.paths.runs for cell in read(path).cells} == {"x"}
+
+
 def test_a_grid_without_rows(own_house: Path) -> None:
     path = own_house / "sweeps" / "bare.yaml"
     path.write_text("grid:\n  precision: [bf16, fp32]\n")

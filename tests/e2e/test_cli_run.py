@@ -57,6 +57,25 @@ def test_status_of_all_runs_and_of_one(done: Path, personalign: Command, without
     assert (line["run"], line["status"], line["answers"], line["error"]) == (done.name, "done", 6, None)
 
 
+def test_damaged_files_are_told_and_the_other_runs_shown(done: Path, personalign: Command, small: Small) -> None:
+    assert personalign("run", *small, "seed=1").code == 0
+    damage = {"config.yaml": "", "record.json": "[]", "status.json": "{", "samples-0.jsonl": "{}\n"}
+    for name, content in damage.items():
+        before = (done / name).read_bytes()
+        (done / name).write_text(content)
+        said = personalign("status", "--json")
+        lines = {line["run"]: line for line in json.loads(said.out)}
+        assert len(lines) == 2 and lines.pop(done.name)["status"] == "unreadable"
+        assert [line["status"] for line in lines.values()] == ["done"]
+        assert "1 unreadable" in personalign("status").out
+        assert personalign("report", "runs", "--format", "csv").code == 0
+        (done / name).write_bytes(before)
+    (done / "config.yaml").write_text("seed: 1\n")
+    said = personalign("evaluate", done.name, "requests.limit=1")
+    (line,) = said.err.splitlines()
+    assert said.code == 2 and line.startswith(f"personalign: error: {done / 'config.yaml'} is damaged (")
+
+
 def test_report_writes_what_is_asked_for(done: Path, personalign: Command) -> None:
     said = personalign("report", str(done), "--format", "csv")
     assert said.out.splitlines()[-1] == str(done / "report.csv")

@@ -116,6 +116,27 @@ def test_published_numbers_are_checked_before_anything_is_computed(grid: Path, w
     assert "grid.yaml: published: bases is no row; " in said.err
 
 
+def test_sweeps_of_one_name_do_not_overwrite_one_another(grid: Path, personalign: Command) -> None:
+    content = json.loads(grid.read_text())
+    content["rows"] = {"base": []}
+    grid.write_text(json.dumps(content))
+    assert personalign("sweep", "grid.yaml").code == 0
+    kept = {path.name: path.read_bytes() for path in FOLDER.iterdir()}
+    other = grid.parent / "elsewhere" / "grid.yaml"
+    other.parent.mkdir()
+    other.write_text(grid.read_text())
+    assert personalign("sweep", "elsewhere/grid.yaml", "--dry-run").code == 0, "a copy says the same"
+    other.write_text(json.dumps({**content, "title": "Others"}))
+    said = personalign("sweep", "elsewhere/grid.yaml")
+    (line,) = said.err.splitlines()
+    assert (said.code, said.out) == (2, "")
+    assert f"{FOLDER} holds the results of grid.yaml, a sweep of the same name as elsewhere/grid.yaml: rename" in line
+    assert {path.name: path.read_bytes() for path in FOLDER.iterdir()} == kept
+    assert personalign("sweep", "elsewhere/grid.yaml", "paths.runs=others", "--dry-run").code == 0
+    grid.unlink()
+    assert personalign("sweep", "elsewhere/grid.yaml", "--dry-run").code == 0, "a file that was moved goes on"
+
+
 def test_ctrl_c_leaves_a_run_that_goes_on(
     grid: Path, personalign: Command, start: Callable[..., Any], small: Small
 ) -> None:

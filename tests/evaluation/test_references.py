@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from torchmetrics.functional import mean_absolute_error, mean_squared_error
 from torchmetrics.functional.text import sacre_bleu_score
 
 from personalign.evaluation.references import bleu_counts, bleu_of, rouge
@@ -33,6 +35,7 @@ NAMES = (
     "label_accuracy",
     "label_f1",
     "label_mae",
+    "label_rmse",
     "choice_accuracy",
     "choice_accuracy_raw",
 )
@@ -144,15 +147,33 @@ def test_labels_are_measured_where_the_request_tells_them() -> None:
         answer("v", "bad", "1", asked=PROMPT, choices=stars),
     ]
     figures = found(*answers)
-    assert figures.keys() == {"label_accuracy", "label_f1", "label_mae"}
+    assert figures.keys() == {"label_accuracy", "label_f1", "label_mae", "label_rmse"}
     assert figures["label_accuracy"].value == pytest.approx((0.5 + 0.0) / 2)
     assert figures["label_mae"].value == pytest.approx((0.5 + 2.0) / 2)
+    assert figures["label_rmse"].value == pytest.approx(math.sqrt(((0 + 1) / 2 + 4) / 2))
     assert figures["label_f1"].value == pytest.approx((2 / 3 + 0 + 0) / 3)
     assert {(f.n, f.users) for f in figures.values()} == {(3, 2)}
-    assert [figures[n].better for n in ("label_accuracy", "label_f1", "label_mae")] == ["higher", "higher", "lower"]
+    sides = {name: figure.better for name, figure in figures.items() if figure.better != "higher"}
+    assert sides == {"label_mae": "lower", "label_rmse": "lower"}
     assert found(*(replace(a, request=replace(a.request, messages=(Message("user", "?"),))) for a in answers)) == {}
     words = [answer("u", "yes", "yes", asked="yes or no?", choices=("yes", "no"))]
     assert found(*words).keys() == {"label_accuracy", "label_f1"}, "an error is of numbers alone"
+
+
+def test_errors_of_users_with_one_request_equal_those_of_torchmetrics() -> None:
+    """LaMP's users have one request each; an answer without a label errs by as much as can be."""
+    said, right = ("1", "3", "3", "2", "no label"), (1.0, 1.0, 2.0, 2.0, 1.0)
+    figures = found(
+        *(
+            answer(f"u{n}", one, f"{wanted:.0f}", asked=PROMPT, choices=("1", "2", "3"))
+            for n, (one, wanted) in enumerate(zip(said, right, strict=True))
+        )
+    )
+    taken, wanted = torch.tensor([1.0, 3.0, 3.0, 2.0, 3.0]), torch.tensor(right)
+    assert figures["label_mae"].value == pytest.approx(float(mean_absolute_error(taken, wanted)))
+    rmse = figures["label_rmse"]
+    assert rmse.value == pytest.approx(float(mean_squared_error(taken, wanted, squared=False)))
+    assert rmse.low < rmse.value < rmse.high and rmse.n == rmse.users == 5
 
 
 def test_choices_are_measured_where_they_were_scored() -> None:

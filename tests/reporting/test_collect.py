@@ -151,6 +151,19 @@ def test_a_damaged_run_is_named(tmp_path: Path, fakes: Fakes, file: str, content
         collect(tmp_path)
 
 
+def test_a_damaged_run_is_told_beside_the_others(tmp_path: Path, fakes: Fakes) -> None:
+    folder = fakes("write_sweep")(tmp_path, ["base", "PAD scalar", "pooled DPO"])
+    whole = {row.name: row.metrics["reward"] for row in collect(folder).rows}
+    cells = json.loads((folder / "sweep.json").read_text())["cells"]
+    broken = tmp_path / "runs" / cells[1]["identity"] / "record.json"
+    broken.write_text("[]")
+    del whole["PAD scalar"]
+    for results in (collect(folder), collect(tmp_path / "runs")):
+        assert {row.name: row.metrics["reward"] for row in results.rows} == whole
+        (one,) = results.missing
+        assert one.status == "unreadable" and f"{broken} is damaged" in str(one.error).replace("/sweeps/demo/../..", "")
+
+
 @pytest.mark.parametrize("content", ["[]", '{"title": 3}', "\xff", "{"])
 def test_a_damaged_sweep_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "sweep.json").write_bytes(content.encode("latin-1"))

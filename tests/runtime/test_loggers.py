@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
+from pytorch_lightning.loggers import CSVLogger
 
 from personalign import Experiment, compose
+from personalign.contracts import UserError
+from personalign.system import System
 
 SMALL = [
     "model=tiny",
@@ -137,6 +141,64 @@ def test_the_csv_file_holds_a_row_for_each_round(tmp_path: Path) -> None:
 def test_the_logger_changes_no_identity(tmp_path: Path) -> None:
     identities = {Experiment(compose([*SMALL, f"logger={kind}"])).dir.identity for kind in ("none", "csv", "wandb")}
     assert len(identities) == 1
+
+
+@pytest.fixture
+def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is logged in to W&B, and there is no server."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.setenv(name, "")  # so that what W&B sets is taken back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    wandb.teardown()
+
+
+def test_without_a_key_w_and_b_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, nobody: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(System, "__init__", lambda self, cfg: pytest.fail("began to work"))
+        told = r"^W&B begins no run \(.*\): log in \(`wandb login`.*WANDB_API_KEY.*logger=wandb_offline.*$"
+        with pytest.raises(UserError, match=told):
+            run(tmp_path, "wandb")
+    assert wandb.run is None
+    record, folder = run(tmp_path, "wandb_offline")
+    assert record["metrics"] and list(folder.glob("wandb/offline-run-*"))
+
+
+def test_a_name_that_w_and_b_would_refuse_is_no_legal_composition() -> None:
+    for name in ("a/b", "", "x" * 129):
+        with pytest.raises(UserError, match=r"^logger\.project=.*: must be 1 to 128 characters, none of them / "):
+            compose([*SMALL, "logger=wandb_offline", f"logger.project='{name}'"])
+
+
+def test_a_logger_that_fails_at_the_end_costs_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no\nway")
+
+    monkeypatch.setattr(CSVLogger, "save", broken)
+    experiment = Experiment(compose([*SMALL[:-2], f"paths.runs={tmp_path}", "logger=csv"]))
+    assert experiment.run()["metrics"] and experiment.dir.status() == "done"
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    told = f"the logger did not take the result (RuntimeError: no way); {experiment.dir.path} has it"
+    assert line == f"personalign: warning: {told}"
+
+
+def test_a_run_that_fails_leaves_the_next_a_run_of_its_own_in_w_and_b(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: System) -> None:
+        raise RuntimeError("out of luck")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(System, "prepare", broken)
+        with pytest.raises(RuntimeError, match="out of luck"):
+            run(tmp_path, "wandb_offline")
+    assert wandb.run is None
 
 
 def test_a_group_that_is_set_wins(tmp_path: Path) -> None:

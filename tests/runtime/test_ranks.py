@@ -50,6 +50,15 @@ def test_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     assert started() == Rank(3, 4, 1, 2)
 
 
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "LOCAL_RANK", "RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+@pytest.mark.parametrize("told", ["x", "", "-1"])
+def test_what_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch, name: str, told: str) -> None:
+    begin(monkeypatch, **({"WORLD_SIZE": "2", "LOCAL_RANK": "0"} if name in TORCHRUN else {}))
+    begin(monkeypatch, **{name: told})
+    with pytest.raises(UserError, match=rf"^the environment variable {name} is '{told}', .*\(unset {name}\)$"):
+        started()
+
+
 def test_srun(monkeypatch: pytest.MonkeyPatch) -> None:
     begin(monkeypatch, **SRUN)
     assert started() == Rank(5, 8, 1, 4)

@@ -31,7 +31,7 @@ with run.lock():
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
     one = RunDir(tmp_path, "run")
-    one.create(OmegaConf.create({"seed": 1, "name": "${seed}"}))
+    one.create(OmegaConf.create({"seed": 1, "name": "${seed}", "choices": {}}))
     return one
 
 
@@ -46,7 +46,7 @@ def holder(run: RunDir) -> subprocess.Popen[bytes]:
 
 def test_a_new_run_is_pending_and_resolved(run: RunDir) -> None:
     assert run.status() == "pending" and run.record() is None and run.responses() == []
-    assert run.config() == {"seed": 1, "name": 1}
+    assert run.config() == {"seed": 1, "name": 1, "choices": {}}
     assert run.checkpoints == run.path / "checkpoints"
 
 
@@ -123,7 +123,8 @@ def test_asking_for_the_status_does_not_turn_a_run_away(run: RunDir, monkeypatch
 
 
 def row(request: str, text: str, sample: int = 0, round: int = 0) -> dict[str, object]:
-    return {"request": request, "sample": sample, "round": round, "text": text}
+    told = {"request": request, "sample": sample, "round": round, "text": text}
+    return {**told, "final": True, "selected": False}
 
 
 def test_responses_are_the_union_of_ranks(tmp_path: Path) -> None:
@@ -161,6 +162,15 @@ def test_a_strange_answer_is_named(run: RunDir) -> None:
         run.responses()
 
 
+@pytest.mark.parametrize("name", ["selected", "round", "sample", "final", "text"])
+def test_an_answer_that_lacks_a_field_is_named(run: RunDir, name: str) -> None:
+    run.append_response(row("a", "whole"))
+    run.append_response({key: value for key, value in row("b", "torn").items() if key != name})
+    told = rf"samples-0\.jsonl: an answer to 'b' without the field '{name}'; remove its line"
+    with pytest.raises(UserError, match=told):
+        run.responses()
+
+
 def test_the_record_carries_its_schema(run: RunDir) -> None:
     run.write_record({"metrics": {"reward": 0.5}})
     assert run.record() == {"schema_version": 1, "metrics": {"reward": 0.5}}
@@ -174,6 +184,23 @@ def test_damaged_files_are_named(run: RunDir, name: str) -> None:
     (run.path / name).write_bytes(b"\x80{")
     with pytest.raises(UserError, match=rf"{name} is damaged"):
         run.record() if name == "record.json" else run.status()
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "3", '{"schema_version": "1", "created": "x"}'])
+@pytest.mark.parametrize("name", ["record.json", "status.json"])
+def test_files_of_another_kind_are_damaged(run: RunDir, name: str, content: str) -> None:
+    (run.path / name).write_text(content)
+    with pytest.raises(UserError, match=rf"{name} is damaged \(.*\); remove it and status.json and run the same"):
+        run.record() if name == "record.json" else run.seconds()
+    assert [one.identity for one in find_runs(run.path.parent)] == ["run"]
+
+
+@pytest.mark.parametrize("content", [b"", b"seed: [1\n", b"seed: 1\nname: x\n", b"- 1\n", b"3", b"\xff", b"a: ${b\n"])
+def test_a_damaged_composition_is_named(run: RunDir, content: bytes) -> None:
+    (run.path / "config.yaml").write_bytes(content)
+    told = r"config\.yaml is damaged \(.*\); restore it, or remove the run's folder and run its command again$"
+    with pytest.raises(UserError, match=told):
+        run.config()
 
 
 def test_runs_are_found_oldest_first(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from personalign.composition.identity import identity
 from personalign.composition.sweeps import Cell, Sweep
 from personalign.contracts import UserError
 from personalign.reporting import records
+from personalign.reporting.collect import read_sweep
 from personalign.runtime.files import write_atomic
 from personalign.runtime.rundir import RunDir
 
@@ -22,11 +23,13 @@ PUBLISHED = TypeAdapter(list[records.Published])
 class Board:
     """The cells of a sweep, their run folders, and what failed in this sweep; `folder` holds sweep.json.
 
-    Raises UserError where the published numbers are not as `records.Published` says.
+    Raises UserError where the published numbers are not as `records.Published` says, and where the folder holds the
+    results of another sweep file.
     """
 
     def __init__(self, sweep: Sweep, folder: Path) -> None:
         self.sweep, self.folder = sweep, folder
+        _check_owner(sweep, folder)
         self.runs = {cell.name: RunDir(cell.cfg.paths.runs, identity(cell.cfg)) for cell in sweep.cells}
         self.errors: dict[str, str] = {}
         check_published(sweep)
@@ -46,6 +49,7 @@ class Board:
             "title": self.sweep.title,
             "baseline": self.sweep.baseline,
             "runs": os.path.relpath(self.sweep.cells[0].cfg.paths.runs, self.folder),
+            "file": os.path.relpath(self.sweep.path, self.folder),
             "cells": cells + [_left_out(name, reason) for name, reason in self.sweep.left_out.items()],
             "published": self.sweep.published,
         }
@@ -65,6 +69,23 @@ class Board:
 
 def _left_out(name: str, reason: str) -> records.Cell:
     return {"row": name, "overrides": [], "identity": "", "status": "left out", "error": reason}
+
+
+def _check_owner(sweep: Sweep, folder: Path) -> None:
+    """A folder is named by its sweep file's name alone. Raises UserError where another file of that name, which is
+    still there and says something else, has its results in it."""
+    try:
+        before = read_sweep(folder)
+    except UserError:
+        return  # a damaged sweep.json is written anew
+    if before is None or "file" not in before:
+        return
+    other = Path(os.path.normpath(folder / before["file"]))
+    if other.is_file() and not other.samefile(sweep.path) and other.read_bytes() != sweep.path.read_bytes():
+        raise UserError(
+            f"{folder} holds the results of {other}, a sweep of the same name as {sweep.path}: rename one of the two "
+            "files, or keep the runs of one elsewhere (paths.runs=...)"
+        )
 
 
 def check_published(sweep: Sweep) -> None:

@@ -16,7 +16,8 @@ from personalign.commands.arguments import CommandLine
 from personalign.commands.places import find, runs_root
 from personalign.commands.screen import console
 from personalign.composition.identity import label
-from personalign.reporting.collect import read_sweep
+from personalign.contracts import UserError
+from personalign.reporting.collect import UNREADABLE, read_sweep
 from personalign.runtime.progress import duration
 from personalign.runtime.rundir import RunDir, find_runs
 
@@ -25,7 +26,7 @@ personalign status                   every run in runs/
 personalign status demo              the cells of sweeps/demo.yaml
 personalign status 0123456789abcdef  one run, by its name or the beginning of it
 """
-COLOURS = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
+COLOURS = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "yellow", UNREADABLE: "red"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def _lines(folder: Path) -> Iterator[Line]:
     """The cells of a sweep in its order, or the runs of a folder, oldest first."""
     sweep = read_sweep(folder)
     if sweep is None:
-        yield from (_line(run, label(run.config())) for run in find_runs(folder))
+        yield from (_line(run) for run in find_runs(folder))
         return
     for cell in sweep["cells"]:
         if cell["identity"]:
@@ -74,11 +75,15 @@ def _lines(folder: Path) -> Iterator[Line]:
             yield Line("", cell["row"], cell["status"], 0, None, cell["error"])
 
 
-def _line(run: RunDir, row: str, error: str | None = None) -> Line:
-    details = run.details()
-    answers = len(run.responses())
-    error = details.get("error") or error
-    return Line(run.identity, row, run.status(), answers, run.seconds(), error, _tuning(run))
+def _line(run: RunDir, row: str | None = None, error: str | None = None) -> Line:
+    """Where a run stands; one whose files are damaged is told as that, beside the others."""
+    try:
+        details = run.details()
+        error = details.get("error") or error
+        named = label(run.config()) if row is None else row
+        return Line(run.identity, named, run.status(), len(run.responses()), run.seconds(), error, _tuning(run))
+    except UserError as damage:
+        return Line(run.identity, row or "", UNREADABLE, 0, None, str(damage))
 
 
 def _tuning(run: RunDir) -> str:

@@ -28,6 +28,7 @@ TYPES = {
     "none_required": "null",
     "string_too_short": "text with something in it",
     "too_short": "a list with something in it",
+    "string_pattern_mismatch": "1 to 128 characters, none of them / \\ # ? % or :",
     "predicate_failed": "like http://localhost:8000/v1, without user, password, query or blanks",
 }
 SHORTER = {"greater than or equal to": "at least", "less than or equal to": "at most"}

@@ -110,9 +110,22 @@ def read(path: str | Path, overrides: Sequence[str] = (), composed: Composer | N
             _blame(mistakes, f"{where}: {name}", error)
     if mistakes:
         raise UserError("\n".join(mistakes.values()))
+    _one_place(sweep)
     if not sweep.cells:
         raise UserError("\n".join([f"{where}: no cell is legal", *dict.fromkeys(sweep.left_out.values())]))
     return sweep
+
+
+def _one_place(sweep: Sweep) -> None:
+    """A sweep's table is read from one folder of runs. Raises UserError where a cell would keep its run elsewhere."""
+    first = sweep.cells[0] if sweep.cells else None
+    for cell in sweep.cells:
+        if first and Path(cell.cfg.paths.runs) != Path(first.cfg.paths.runs):
+            raise UserError(
+                f"{sweep.path}: {cell.name!r} has paths.runs={cell.cfg.paths.runs}, and {first.name!r} has "
+                f"paths.runs={first.cfg.paths.runs}: the runs of a sweep lie in one folder; set paths.runs on the "
+                "command line or in base, not in a row or the grid"
+            )
 
 
 def _blame(mistakes: dict[str, str], place: str, error: UserError) -> None:

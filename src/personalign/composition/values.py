@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from annotated_types import Ge, MinLen
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from personalign.contracts import (
     NaturalInt,
@@ -102,10 +102,10 @@ class TrainerValues(_Strict):
 
 
 class LoggerValues(_Strict):
-    """Where curves and tables are sent."""
+    """Where curves and tables are sent. W&B would refuse other names of a project when it begins the run."""
 
     kind: Literal["none", "csv", "wandb"]
-    project: str
+    project: Annotated[str, StringConstraints(pattern=r"^[^/\\#?%:]{1,128}$")]
     entity: str | None
     offline: bool
     group: str | None

@@ -97,6 +97,16 @@ class UserMean(ByUser):
         self.add(users, values, [1.0] * len(values))
 
 
+class RootMeanSquare(UserMean):
+    """The root of the mean over users of the mean of each user's squared items."""
+
+    def update(self, users: Sequence[str], values: Sequence[float]) -> None:
+        super().update(users, [value * value for value in values])
+
+    def compute(self) -> Estimate:
+        return super().compute().mapped(lambda value: float(np.sqrt(value)))
+
+
 class WorstTenth(UserMean):
     """The mean over the tenth of users, at least one, whose own means are least (`statistics.worst_tenth`)."""
 

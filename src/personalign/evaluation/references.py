@@ -48,7 +48,11 @@ def _labels(answers: Sequence[Judged], how: Bootstrap) -> Named:
     f1.update([r.user for r, _ in said], [labels.f1_counts(label, r.references, every) for r, label in said])
     yield "label_f1", f1
     errors = [(r.user, labels.error(label, r)) for r, label in said]
-    yield "label_mae", _mean([(user, value) for user, value in errors if np.isfinite(value)], how)
+    numbers = [(user, value) for user, value in errors if np.isfinite(value)]
+    yield "label_mae", _mean(numbers, how)
+    squares = metrics.RootMeanSquare(how, sync_on_compute=False)
+    squares.update([user for user, _ in numbers], [value for _, value in numbers])
+    yield "label_rmse", squares
 
 
 def _choices(answers: Sequence[Judged], how: Bootstrap) -> Named:

@@ -24,6 +24,7 @@ BETTER: dict[str, Better] = {
     "label_accuracy": "higher",
     "label_f1": "higher",
     "label_mae": "lower",
+    "label_rmse": "lower",
     "rouge1": "higher",
     "rougeL": "higher",
     "bleu": "higher",
@@ -49,9 +50,10 @@ class Standard(Evaluation):
     hypervolume         of the Pareto front of the users' mean ratings on the dimensions of `front` (`pareto.front`)
     alignment_accuracy  held-out pairs that the system's margin puts right, a tie one half
     choice_accuracy     requests with choices where the plan finds a right one likeliest by the token; _raw: as a whole
-    label_accuracy, label_f1, label_mae
+    label_accuracy, label_f1, label_mae, label_rmse
                         of the label that an answer names, where the request tells them: macro F1 over all answers,
-                        the error of numbers; an answer that names none or several is wrong
+                        the error of numbers, its mean and the root of its mean square; an answer that names none or
+                        several is wrong, by as much as can be
     rouge1, rougeL      F-measure against the request's references, where they are texts; bleu: over all answers
     diversity           unique n-grams of an answer, n = 2..4 (PAD's); distinct: of a user's answers together
     repetition          share of 4-grams said before; words: length; eos_rate, refusal_rate: how answers end

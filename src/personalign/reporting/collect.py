@@ -18,13 +18,14 @@ from personalign.runtime.files import plain_errors, read_jsonl
 from personalign.runtime.rundir import RunDir
 
 T = TypeVar("T")
+UNREADABLE = "unreadable"  # a file of the run is damaged, or a newer version's
 # Building one takes longer than a thousand checks with it.
 RECORD, SAMPLE, SWEEP = TypeAdapter(Record), TypeAdapter(Sample), TypeAdapter(Sweep)
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A run that is not in the table, and why: pending, running, interrupted, failed, left out."""
+    """A run that is not in the table, and why: pending, running, interrupted, failed, left out, unreadable."""
 
     row: str
     overrides: tuple[str, ...]
@@ -51,7 +52,8 @@ class Results:
 def collect(path: str | Path, baseline: str | None = None) -> Results:
     """Read a run folder, a sweep folder or a folder of runs. `baseline` names another row than the sweep's.
 
-    Raises UserError where there is nothing to read, a file is damaged, or the baseline is no row.
+    A run whose files are damaged is told among those that are missing. Raises UserError where nothing can be read, the
+    sweep's file is damaged, or the baseline is no row.
     """
     folder = Path(path).expanduser()
     folder = folder.parent if folder.name in ("sweep.json", "record.json") else folder
@@ -61,6 +63,9 @@ def collect(path: str | Path, baseline: str | None = None) -> Results:
     found = list(_cells(folder, sweep)) if sweep else [_lone(run) for run in _runs(folder)]
     if not found:
         raise UserError(f"{path} holds no run and no sweep: there is no record.json and no sweep.json in it")
+    unreadable = [run.error or "" for run in found if isinstance(run, Missing) and run.status == UNREADABLE]
+    if len(unreadable) == len(found):
+        raise UserError("\n".join(unreadable))
     named = baseline if baseline is not None or not sweep else sweep["baseline"]
     title = sweep["title"] if sweep else folder.resolve().name
     results = _results(title, found, named, (sweep.get("published") or []) if sweep else [])
@@ -82,12 +87,18 @@ def _results(
 def _cells(folder: Path, sweep: Sweep) -> Iterator[Run | Missing]:
     for cell in sweep["cells"]:
         run = RunDir(folder / sweep["runs"], cell["identity"])
-        yield _finished(run, cell) or _unfinished(run, cell)
+        try:
+            yield _finished(run, cell) or _unfinished(run, cell)
+        except UserError as error:
+            yield Missing(cell["row"], tuple(cell["overrides"]), UNREADABLE, str(error))
 
 
 def _lone(run: RunDir) -> Run | Missing:
     """A run that no sweep speaks of."""
-    return _finished(run, None) or Missing(run.identity, (), run.status(), run.details().get("error"))
+    try:
+        return _finished(run, None) or Missing(run.identity, (), run.status(), run.details().get("error"))
+    except UserError as error:
+        return Missing(run.identity, (), UNREADABLE, str(error))
 
 
 def _finished(folder: RunDir, cell: Cell | None) -> Run | None:
@@ -122,7 +133,7 @@ def _runs(folder: Path) -> list[RunDir]:
         for hit in folder.glob(below + name)
     }
     runs = [RunDir(place.parent, place.name) for place in places]
-    return sorted(runs, key=lambda run: (str(run.details().get("created")), run.identity))
+    return sorted(runs, key=lambda run: (run.created, run.identity))
 
 
 def read_sweep(folder: Path) -> Sweep | None:

@@ -24,6 +24,7 @@ PANELS = (
     "choice_accuracy",
     "label_accuracy",
     "label_mae",
+    "label_rmse",
     "rougeL",
     "diversity",
     "repetition",

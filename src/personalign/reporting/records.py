@@ -115,10 +115,12 @@ class Published(TypedDict):
 
 
 class Sweep(TypedDict):
-    """A grid of runs. `runs` is the folder of run folders, relative to the sweep's own."""
+    """A grid of runs. `runs` is the folder of run folders, `file` the sweep file, both relative to the sweep's own
+    folder."""
 
     title: str
     baseline: str | None
     runs: str
+    file: NotRequired[str]
     cells: list[Cell]
     published: NotRequired[list[Published] | None]

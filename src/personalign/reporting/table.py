@@ -50,6 +50,7 @@ KNOWN = (
     Column("label_accuracy", "References", "label accuracy", "Label", 2),
     Column("label_f1", "References", "label F1", "F1", 2),
     Column("label_mae", "References", "label MAE", "MAE", 2),
+    Column("label_rmse", "References", "label RMSE", "RMSE", 2),
     Column("rouge1", "References", "ROUGE-1", "R-1", 3),
     Column("rougeL", "References", "ROUGE-L", "R-L", 3),
     Column("bleu", "References", "BLEU", "BLEU", 3),

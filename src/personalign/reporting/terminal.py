@@ -28,6 +28,7 @@ PRIORITY = (
     "choice_accuracy",
     "label_accuracy",
     "label_mae",
+    "label_rmse",
     "rougeL",
     "perplexity",
     "violation_rate",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+
+from personalign.contracts import UserError
 
 # How the answers of a run are shown in W&B: one row each.
 COLUMNS = ("user", "request", "prompt", "text", "reward")
@@ -32,11 +36,46 @@ def make_logger(cfg: Mapping[str, Any], folder: Path, name: str) -> Logger | Non
         project=settings["project"],
         entity=settings["entity"],
         save_dir=folder,
-        offline=settings["offline"],
+        mode="offline" if settings["offline"] else None,  # Lightning's own way would last for the whole process
         group=settings["group"] or f"{choices['data']}/{choices['model']}",
         tags=[tag[:64] for tag in tags],
         config=dict(cfg),
     )
+
+
+@contextmanager
+def opened(logger: Logger | None) -> Iterator[None]:
+    """W&B's run, begun before any work is done for it, and closed when the work fails: the next is another run.
+
+    Raises UserError where W&B refuses to begin one.
+    """
+    if not isinstance(logger, WandbLogger):
+        yield
+        return
+    _begin(logger)
+    try:
+        yield
+    except BaseException:
+        _give_up(logger)
+        raise
+
+
+def _give_up(logger: Logger) -> None:
+    with suppress(Exception):
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish(exit_code=1)
+
+
+def _begin(logger: WandbLogger) -> None:
+    from wandb.errors import Error
+
+    try:
+        logger.experiment  # noqa: B018 - asking for it begins it
+    except Error as error:
+        raise UserError(
+            f"W&B begins no run ({' '.join(str(error).split())}): log in (`wandb login`, or set WANDB_API_KEY), or "
+            "choose logger=wandb_offline, which needs no account and no network"
+        ) from error
 
 
 def _text(choice: Any) -> str:
@@ -47,9 +86,18 @@ def log_result(
     logger: Logger | None, record: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], folder: Path
 ) -> None:
     """Send what a finished run came to: figures with their intervals, in a run with rounds a step for each round; the
-    answers, the record; then close."""
+    answers, the record; then close. The record is written by then: what fails here is said in one line, and no more."""
     if logger is None:
         return
+    try:
+        _send(logger, record, answers, folder)
+    except Exception as error:
+        _give_up(logger)
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"personalign: warning: the logger did not take the result ({told}); {folder} has it", file=sys.stderr)
+
+
+def _send(logger: Logger, record: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], folder: Path) -> None:
     values = _values(record["metrics"])
     curve = [
         {**_values(point["metrics"]), **{name: point[name] for name in AXES}} for point in record.get("rounds", ())

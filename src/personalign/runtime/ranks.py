@@ -36,16 +36,26 @@ class Rank:
 def started() -> Rank | None:
     """This process as the rank that somebody started it as; None when it may start ranks itself.
 
-    Asked once, since Lightning takes WORLD_SIZE away when a training has ended.
+    Asked once, since Lightning takes WORLD_SIZE away when a training has ended. Raises UserError where the environment
+    says no number.
     """
-    if "WORLD_SIZE" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    if "WORLD_SIZE" not in os.environ and _number("SLURM_STEP_NUM_TASKS", 1) > 1:
         os.environ.update(from_slurm(os.environ))
     if "LOCAL_RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return None
-    world = int(os.environ["WORLD_SIZE"])
-    here = int(os.environ["LOCAL_RANK"])
-    rank, beside = os.environ.get("RANK", here), os.environ.get("LOCAL_WORLD_SIZE", world)
-    return Rank(int(rank), world, here, int(beside))
+    world, here = _number("WORLD_SIZE"), _number("LOCAL_RANK")
+    return Rank(_number("RANK", here), world, here, _number("LOCAL_WORLD_SIZE", world))
+
+
+def _number(name: str, absent: int = 0) -> int:
+    """What a variable of the environment says. Raises UserError where that is no number."""
+    told = os.environ.get(name, str(absent))
+    if not re.fullmatch(r"[0-9]+", told):
+        raise UserError(
+            f"the environment variable {name} is {told!r}, and torchrun or srun sets it to a number: start this "
+            f"command with one of them, or without {name} (unset {name})"
+        )
+    return int(told)
 
 
 def from_slurm(told: Mapping[str, str]) -> dict[str, str]:

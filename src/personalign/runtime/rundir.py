@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 Told = Literal["pending", "running", "done", "failed"]
 Status = Literal["pending", "running", "done", "failed", "interrupted"]
 SCHEMA_VERSION = 1
+# What every answer says of itself; the rest are its own matters.
+KEPT = ("request", "sample", "round", "text", "final", "selected")
+ANEW = "remove it and status.json and run the same command again: no answer is lost"
+WHOLE = "restore it, or remove the run's folder and run its command again"
 PATIENCE = 0.5  # seconds to insist on a lock that somebody may only be asking about
 
 _held: set[int] = set()
@@ -75,12 +80,21 @@ class RunDir:
             self.set_status("pending")
 
     def config(self) -> DictConfig:
-        """The composition as it was resolved."""
+        """The composition as it was resolved. Raises `UserError` where its file is damaged: its last key, `choices`,
+        tells that it is whole."""
         from omegaconf import DictConfig, OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+        from yaml import YAMLError
 
-        with plain_errors(self.path / "config.yaml", "read"):
-            cfg = OmegaConf.load(self.path / "config.yaml")
-        assert isinstance(cfg, DictConfig)
+        path = self.path / "config.yaml"
+        with plain_errors(path, "read"):
+            content = path.read_bytes()
+        try:
+            cfg = OmegaConf.load(StringIO(content.decode()))
+        except (ValueError, OSError, YAMLError, OmegaConfBaseException) as error:  # OSError: of a lone number or word
+            raise _damaged(path, str(error), WHOLE) from error
+        if not isinstance(cfg, DictConfig) or "choices" not in cfg:
+            raise _damaged(path, "it is no whole composition", WHOLE)
         return cfg
 
     @contextmanager
@@ -128,7 +142,7 @@ class RunDir:
     def details(self) -> dict[str, Any]:
         """status.json: status, error, pid, host, how often it was started, and when it was created, last started and
         ended; {} before that."""
-        told = _json(self.path / "status.json")
+        told = _json(self.path / "status.json", "status")
         return {} if told is None else told
 
     def status(self) -> Status:
@@ -162,6 +176,14 @@ class RunDir:
             "ended": time if status in ("done", "failed") else None,
         }
         write_atomic(self.path / "status.json", json.dumps(details, indent=2) + "\n")
+
+    @property
+    def created(self) -> str:
+        """When the run was created; '' where that cannot be told."""
+        try:
+            return str(self.details().get("created") or "")
+        except UserError:
+            return ""
 
     def seconds(self) -> float | None:
         """Since the run was last started, until it ended; None before it was started."""
@@ -200,9 +222,13 @@ class RunDir:
 
     def record(self) -> dict[str, Any] | None:
         """The result, None before there is one; `UserError` when a newer version wrote it."""
-        record = _json(self.path / "record.json")
-        if record is not None and record["schema_version"] > SCHEMA_VERSION:
-            raise UserError(f"{self.path / 'record.json'} was written by a newer version; upgrade personalign")
+        path = self.path / "record.json"
+        record = _json(path, "schema_version")
+        version = SCHEMA_VERSION if record is None else record["schema_version"]
+        if not isinstance(version, int):
+            raise _damaged(path, f"schema_version is {version!r}", ANEW)
+        if version > SCHEMA_VERSION:
+            raise UserError(f"{path} was written by a newer version; upgrade personalign")
         return record
 
 
@@ -211,15 +237,19 @@ def find_runs(root: str | Path) -> list[RunDir]:
     folder = Path(root).expanduser()
     places = {path.parent for pattern in ("status.json", "*/status.json") for path in folder.glob(pattern)}
     runs = [RunDir(place.parent, place.name) for place in sorted(place.absolute() for place in places)]
-    return sorted(runs, key=lambda run: str(run.details().get("created")))
+    return sorted(runs, key=lambda run: run.created)
 
 
 def _by_request(path: Path) -> dict[tuple[int, str], dict[int, dict[str, Any]]]:
     """The answers in one rank's file by round and request, then by sample, as they were last written."""
     found: dict[tuple[int, str], dict[int, dict[str, Any]]] = {}
     for row in read_jsonl(path):
-        if "request" not in row:
-            raise UserError(f"{path}: an answer without the field 'request'; remove its line")
+        if lacking := [name for name in KEPT if name not in row]:
+            which = f" to {row['request']!r}" if "request" in row else ""
+            raise UserError(
+                f"{path}: an answer{which} without the field {lacking[0]!r}; remove its line, and what is missing then "
+                "is answered anew"
+            )
         found.setdefault((row.get("round", 0), row["request"]), {})[row.get("sample", 0)] = row
     return found
 
@@ -245,7 +275,12 @@ def _holder(descriptor: int) -> str:
         return "another process"
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def _damaged(path: Path, how: str, remedy: str) -> UserError:
+    return UserError(f"{path} is damaged ({' '.join(how.split())}); {remedy}")
+
+
+def _json(path: Path, key: str) -> dict[str, Any] | None:
+    """The object in a file, which has at least `key`; None where there is no file."""
     with plain_errors(path, "read"):
         if not path.is_file():
             return None
@@ -253,5 +288,7 @@ def _json(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(content)
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); remove it and run the same command again") from error
-    return value if isinstance(value, dict) else {}
+        raise _damaged(path, str(error), ANEW) from error
+    if not isinstance(value, dict) or key not in value:
+        raise _damaged(path, f"there is no {key} in it", ANEW)
+    return value
