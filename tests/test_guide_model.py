@@ -1,4 +1,4 @@
-"""A further model as PAD's guide, from the composition to the answers."""
+"""A further model as a guide, from the composition to the answers."""
 
 from __future__ import annotations
 
@@ -56,10 +56,47 @@ def test_another_model_is_a_guide_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_further_model_needs_a_generation_that_lets_it_speak() -> None:
-    with pytest.raises(UserError, match=r"model@guide_model=tiny needs plan.guide_model: use generation=pad"):
+    with pytest.raises(
+        UserError, match=r"model@guide_model=tiny needs plan.guide_model: use generation=dexperts\|drift"
+    ):
         compose([*SMALL, "generation=preference_prompt", *GUIDE])
     with pytest.raises(UserError, match="model@guide_model=endpoint needs its weights here"):
         compose([*SMALL, "generation=pad_released", "model@guide_model=endpoint", "guide_model.model=m"])
+
+
+PROXY = ["alignment=dpo", "alignment.dpo.steps=2", "generation=dexperts", "generation.strength=40"]
+
+
+def test_a_proxy_that_is_the_same_model_changes_nothing_on_the_whole_vocabulary(tmp_path: Path) -> None:
+    """The tiny model has 259 tokens."""
+    alone = answers(tmp_path, *PROXY)[1]
+    assert answers(tmp_path, *PROXY, *GUIDE, "generation.top_k=259")[1] == alone
+    assert answers(tmp_path, "generation=plain", "reward@guide=none")[1] != alone
+    with pytest.raises(UserError, match="expert and anti-expert are one"):
+        answers(tmp_path, "generation=dexperts", "reward@guide=none", *GUIDE, "generation.top_k=3")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["memory=none", "alignment=dpo", "generation=dexperts"],
+        ["memory=drift_weights", "generation=drift"],
+        ["memory=stance_stated", "alignment=genarm", "generation=genarm"],
+    ],
+    ids=["dexperts", "drift", "genarm"],
+)
+def test_a_further_model_needs_candidates_before_anything_is_trained(words: list[str]) -> None:
+    """They alone can be told in its tokens; without one the whole vocabulary is right."""
+    small = [word for word in SMALL if not word.startswith("memory")]
+    said = (
+        "model@guide_model=tiny speaks only on the base's likeliest tokens, of which "
+        f"{words[-1]} takes all: set generation.top_k to a number (10, say)"
+    )
+    with pytest.raises(UserError) as caught:
+        compose([*small, *words, *GUIDE])
+    assert str(caught.value) == said
+    compose([*small, *words, *GUIDE, "generation.top_k=10"])
+    compose([*small, *words])
 
 
 def test_runs_of_before_are_named_and_read_as_they_were() -> None:

@@ -48,7 +48,7 @@ def views(group: str) -> list[PartView]:
 
 
 # They read or write with a network, and have such tests of their own.
-NETWORKS = {"cos_lambda", "dense", "history_vectors", "summary"}
+NETWORKS = {"cos_lambda", "dense", "drift_weights", "history_vectors", "summary"}
 MEMORIES = [view.choice for view in views("memory") if view.choice not in NETWORKS]
 # Ratings are asked for by dimension, and random stances name others; it shows nothing of anybody's texts.
 GENERATIONS = [view.choice for view in views("generation") if view.choice != "ric"]

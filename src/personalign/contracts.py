@@ -189,6 +189,9 @@ class Generation(Part, ABC):
     # Its keyword argument that says how strongly it heeds the user, which `tune` may choose; '' where there is none.
     # What it renders does not depend on it.
     strength: ClassVar[str] = ""
+    # Its keyword argument that says how many candidates there are, where null there is the whole vocabulary. A further
+    # model has tokens of its own and speaks on candidates alone, so that it needs a number.
+    candidates: ClassVar[str] = ""
 
     @abstractmethod
     def render(self, request: Request, state: UserState) -> Messages:

@@ -114,7 +114,9 @@ def test_the_light_view_equals_the_imported_class(part: PartView) -> None:
     assert issubclass(cls, Part)
     for name in ("needs", "provides", "paper", "node"):
         assert getattr(part, name) == getattr(cls, name)
-    assert part.strength == getattr(cls, "strength", "") and (not part.strength or part.strength in part.params)
+    for name in ("strength", "candidates"):
+        key = getattr(part, name)
+        assert key == getattr(cls, name, "") and (not key or key in part.params)
     assert part.doc == (inspect.getdoc(cls) or "").partition("\n")[0]
     assert part.params == dict(keywords(cls))
 

@@ -111,6 +111,7 @@ def test_aliases_of_contracts_carry_their_bounds() -> None:
         ("needs = (1,)", "needs must be a literal tuple of strings"),
         ("paper = f'{x}'", "paper must be a literal string"),
         ("strength = 'beta'", "strength must name one of its arguments, of which it has none"),
+        ("candidates = 'top_k'", "candidates must name one of its arguments, of which it has none"),
         ("def __init__(self, *, a) -> None: ...", "argument a has no annotation"),
         ("def __init__(self, *, a: Tensor) -> None: ...", "the annotation of a, Tensor, cannot be checked"),
     ],

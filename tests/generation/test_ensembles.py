@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -102,7 +103,7 @@ PROMPTS = {"warmth": "You are warm.", "length": "You say much."}
 
 
 def drift(beta: float) -> Drift:
-    return Drift(beta=beta, attributes=PROMPTS)
+    return Drift(beta=beta, attributes=PROMPTS, top_k=None)
 
 
 def test_drift_adds_what_each_system_prompt_changes_in_the_base() -> None:
@@ -111,6 +112,14 @@ def test_drift_adds_what_each_system_prompt_changes_in_the_base() -> None:
     moved = Stream(prompts[0], 1.0), Stream(prompts[1], -0.5)
     assert plan == Plan((Stream(PLAIN, 1.0, SHARED), *moved, Stream(PLAIN, -0.5)))
     assert sum(stream.weight for stream in plan.streams) == 1.0
+
+
+def test_drift_s_small_model_may_be_another_one_and_learns_in_the_policy_s_place() -> None:
+    part = Drift(beta=0.5, attributes=PROMPTS, top_k=7)
+    plan = part.plan(ASK, state(0.5), replace(SPEC, model="guide"))
+    warm = (Chat(in_system(ASK.messages, PROMPTS["warmth"])),)
+    small = Stream(warm, 1.0, SHARED, model="guide"), Stream(PLAIN, -1.0, SHARED, model="guide")
+    assert plan == Plan((Stream(PLAIN), *small), Candidates("top_k", k=7))
 
 
 @given(st.floats(-0.5, 1), st.floats(0.3, 3))
@@ -166,7 +175,8 @@ def test_cope_without_a_contrast_is_the_users_own_policy() -> None:
 
 
 def dexperts(strength: float, expert: str | None, anti_expert: str | None) -> dict[Deltas, float]:
-    return parts(DExperts(strength=strength, expert=expert, anti_expert=anti_expert).plan(ASK, UserState(), SPEC))
+    part = DExperts(strength=strength, expert=expert, anti_expert=anti_expert, top_k=None)
+    return parts(part.plan(ASK, UserState(), SPEC))
 
 
 def test_experts_are_adapters_by_name_or_what_training_made_of_the_base() -> None:
@@ -177,3 +187,12 @@ def test_experts_are_adapters_by_name_or_what_training_made_of_the_base() -> Non
     assert dexperts(0.5, "pad_warmth", "pad_length") == named
     with pytest.raises(UserError, match="no adapter 'pad_poetry': it has pad_length, pad_warmth, sft"):
         dexperts(1.0, "pad_poetry", None)
+
+
+def test_the_proxy_is_the_further_model_beside_itself_untouched() -> None:
+    part = DExperts(strength=0.5, expert=None, anti_expert=None, top_k=9)
+    plan = part.plan(ASK, UserState(), replace(SPEC, model="guide"))
+    proxy = Stream(PLAIN, 0.5, SHARED, model="guide"), Stream(PLAIN, -0.5, model="guide")
+    assert plan == Plan((Stream(PLAIN), *proxy), Candidates("top_k", k=9))
+    with pytest.raises(UserError, match="expert and anti-expert are one: add a stage of alignment"):
+        part.plan(ASK, UserState(), PolicySpec(model="guide"))

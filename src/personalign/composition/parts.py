@@ -39,6 +39,7 @@ class PartView:
     paper: str = ""
     node: str = ""
     strength: str = ""
+    candidates: str = ""
 
 
 @dataclass(frozen=True)

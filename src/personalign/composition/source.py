@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal, get_origin
 from personalign import contracts
 from personalign.contracts import UserError
 
-LITERALS: dict[str, Any] = {"needs": (), "provides": (), "paper": "", "node": "", "strength": ""}
+LITERALS: dict[str, Any] = {"needs": (), "provides": (), "paper": "", "node": "", "strength": "", "candidates": ""}
+ARGUMENTS = ("strength", "candidates")  # literals that name an argument
 ALIASES = {n: v for n, v in vars(contracts).items() if get_origin(v) in (Annotated, Literal)}
 NAMESPACE = {"__builtins__": {}, **vars(builtins), "Literal": Literal, **ALIASES}
 
@@ -35,6 +36,7 @@ class ClassView:
     paper: str
     node: str
     strength: str
+    candidates: str
 
 
 def view(target: str) -> ClassView:
@@ -57,10 +59,11 @@ def _view(target: str, file: str, mtime: int) -> ClassView:
     doc = (ast.get_docstring(found[1]) or "").partition("\n")[0]
     literals = {key: _literal(target, key, line) for key in LITERALS}
     params = _params(target, line)
-    if literals["strength"] and literals["strength"] not in params:
-        raise UserError(
-            f"{target}: strength must name one of its arguments, {', '.join(params) or 'of which it has none'}"
-        )
+    for key in ARGUMENTS:
+        if literals[key] and literals[key] not in params:
+            raise UserError(
+                f"{target}: {key} must name one of its arguments, {', '.join(params) or 'of which it has none'}"
+            )
     return ClassView(target=target, cls_name=name, doc=doc, params=params, **literals)
 
 

@@ -116,6 +116,7 @@ def _model(tree: Mapping[str, Any], steps: list[Step]) -> list[str]:
         return [f"model=none: nobody would answer: {' or '.join(providers(MEMORY, 'model'))}"]
     far = {slot: name for slot, name, seen in steps if "model" in seen.provides and WEIGHTS not in seen.provides}
     found = [f"{key}={far['guide_model']} needs its weights here"] if "guide_model" in far else []
+    found += _unbounded(tree, steps)
     if "model" in far:
         lacking = [f"{slots()[slot].key}={name}" for slot, name, _ in steps if slot in ("alignment", "guide_model")]
         lacking += [f"memory_budget={tree['memory_budget']}"] if tree.get("memory_budget") is not None else []
@@ -125,6 +126,18 @@ def _model(tree: Mapping[str, Any], steps: list[Step]) -> list[str]:
         remedy = " or ".join(providers(MEMORY, WEIGHTS))
         found += [f"{what} needs {WEIGHTS}, which model={far['model']} has elsewhere: {remedy}" for what in lacking]
     return found
+
+
+def _unbounded(tree: Mapping[str, Any], steps: list[Step]) -> list[str]:
+    """A further model, whose tokens are others, speaks on candidates: generation has some."""
+    guides = [name for slot, name, _ in steps if slot == "guide_model"]
+    return [
+        f"model@guide_model={guide} speaks only on the base's likeliest tokens, of which generation={name} takes all: "
+        f"set generation.{seen.candidates} to a number (10, say)"
+        for guide in guides
+        for slot, name, seen in steps
+        if slot == "generation" and seen.candidates and tree["generation"].get(seen.candidates, "") is None
+    ]
 
 
 def _twice(steps: list[Step]) -> list[str]:

@@ -68,10 +68,11 @@ class RequestValues(_Strict):
 
 
 class PromptValues(_Strict):
-    """Templates that several generation parts share."""
+    """Templates and prompts that several parts share."""
 
     preference: str
     placement: Placement
+    attributes: dict[str, str]
 
 
 class RatingValues(_Strict):

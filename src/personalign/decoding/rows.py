@@ -197,7 +197,7 @@ def guests_of(policy: Policy, answer: Answer) -> list[GuestRow]:
         if plan.candidates.rule != "top_k" or plan.combine != "log_linear" or plan.echo:
             raise UserError(
                 f"request {name!r}: model {stream.model} has tokens of its own, and can speak only on the k likeliest "
-                "tokens of the base, in a log-linear plan: use generation=pad, pad_scalar or pad_released"
+                "tokens of the base, in a log-linear plan: use generation=pad, or another with a top_k"
             )
         guest = policy.speaker(stream.model)
         ids = prompt_ids(guest, stream)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from personalign.contracts import Generation, NonNegativeFloat, PositiveInt
 from personalign.generation.features import weighed
-from personalign.generation.prompting import stream
-from personalign.plans import Candidates, Plan, PolicySpec
+from personalign.generation.prompting import likeliest, stream
+from personalign.plans import Plan, PolicySpec
 from personalign.types import Messages, Request, UserState
 
 
@@ -16,24 +16,25 @@ class GenARM(Generation):
     divides the score by 1 + sum_k alpha_k, which its temperature of 1 / (1 + sum_k alpha_k) undoes. A dimension of
     weight zero takes no part; a user without a stance, or strength 0, gets the base's own answer. With `top_k` and the
     same strength it is PAD without a reference. The paper's weights are positive. A negative one rewards what its model
-    finds unlikely, of which a whole vocabulary is full: then `top_k` keeps to what the base finds likely. Raises
-    UserError where a stance weighs a dimension that no reward model was trained for.
+    finds unlikely, of which a whole vocabulary is full: then `top_k` keeps to what the base finds likely. Where there
+    is a further model, the reward models are its own. Raises UserError where a stance weighs a dimension that no reward
+    model was trained for.
     """
 
     needs = ("state.stance", "policy.features")
-    provides = ()
+    provides = ("plan.guide_model",)
     paper = "arXiv 2410.08193 (guided decoding; several objectives)"
     node = "alignment through feedback / inference-time / reward-guided decoding"
     strength = "strength"
+    candidates = "top_k"
 
     def __init__(self, *, strength: NonNegativeFloat, top_k: PositiveInt | None) -> None:
-        self._strength = strength
-        self._candidates = Candidates() if top_k is None else Candidates("top_k", k=top_k)
+        self._strength, self._candidates = strength, likeliest(top_k)
 
     def render(self, request: Request, state: UserState) -> Messages:
         return request.messages
 
     def plan(self, request: Request, state: UserState, spec: PolicySpec) -> Plan:
         prompt = self.render(request, state)
-        guides = [stream(prompt, self._strength * w, deltas) for w, deltas in weighed(state, spec)]
+        guides = [stream(prompt, self._strength * w, deltas, model=spec.model) for w, deltas in weighed(state, spec)]
         return Plan((stream(prompt), *guides), self._candidates)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from personalign.contracts import Generation, Placement
-from personalign.plans import Chat, Deltas, Plan, PolicySpec, Stream
+from personalign.plans import Candidates, Chat, Deltas, Plan, PolicySpec, Stream
 from personalign.runtime.prompts import before_request as before_request
 from personalign.runtime.prompts import in_place as in_place
 from personalign.runtime.prompts import in_system as in_system
@@ -25,6 +25,11 @@ def stream(
     prompt: Messages, weight: float = 1.0, deltas: Deltas = (), head: str | None = None, model: str | None = None
 ) -> Stream:
     return Stream((Chat(prompt),), weight, deltas, head, model=model)
+
+
+def likeliest(top_k: int | None) -> Candidates:
+    """The likeliest tokens of a plan's first stream, or for None all."""
+    return Candidates() if top_k is None else Candidates("top_k", k=top_k)
 
 
 def recalled(state: UserState, budget: int) -> list[str]:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from personalign.contracts import Placement, PositiveInt, TextKind, UserError
 from personalign.memory.log import EventMemory, snippet, text_of
-from personalign.runtime import traces
-from personalign.runtime.files import content_hash, write_atomic
-from personalign.runtime.progress import track
+from personalign.memory.readings import Readings
 from personalign.runtime.prompts import preference_template, told
 from personalign.types import Event, Message, Messages, Request, Snippet, UserState
 
@@ -70,14 +66,12 @@ class CosLambda(EventMemory):
             raise UserError(f"memory.cos_lambda: {len(grid)} values for {k} contexts: they make 1 to {MOST} points")
         self._kinds_told, self._sentences, self._k = frozenset(contexts), sentences, k
         self._evidence, self._texts, self._longest = frozenset(evidence), texts, longest
-        self._grid, self._prompt, self._cache = tuple(grid), prompt, cache
+        self._grid, self._prompt, self._readings = tuple(grid), prompt, Readings[Read](cache, FOLDER)
         self._template, self._placement = preference_template(template, placement), placement
-        self._known: dict[str, dict[Path, list[float]]] = {}
 
     def forget(self, user: str) -> None:
         super().forget(user)
-        self._known.pop(user, None)
-        traces.forget(self._cache, user)
+        self._readings.forget(user)
 
     def recall(self, request: Request, policy: Policy | None) -> UserState:
         return self.recall_all([request], policy)[0]
@@ -92,7 +86,7 @@ class CosLambda(EventMemory):
 
     def _weighed(self, contexts: Sequence[Snippet], likelihoods: Sequence[Sequence[float]]) -> UserState:
         """The contexts with the posterior mean of each one's lambda."""
-        points = np.array(list(itertools.product(self._grid, repeat=len(contexts))))
+        points = np.array(self._points(len(contexts)))
         total = np.sum(np.array(likelihoods).reshape(-1, len(points)), axis=0)
         mass = np.exp(total - total.max())
         means = ((mass / mass.sum()) @ points).tolist()
@@ -133,31 +127,16 @@ class CosLambda(EventMemory):
         from personalign.memory.steered import steered_logprobs
         from personalign.policy.reference import fingerprint
 
-        weights = fingerprint(policy, ())
-        files = {one: self._file(one[0], [weights, one[1], self._grid]) for one in asked}
-        found = {one: values for one, file in files.items() if (values := self._kept(one, file))}
-        missing = [one for one in files if one not in found]
-        with track("reading for lambda", len(missing), "texts") as bar:
-            for one in missing:
-                plain, contexts, answer = one[1]
-                points = list(itertools.product(self._grid, repeat=len(contexts)))
-                found[one] = steered_logprobs(policy, plain, contexts, answer, points)
-                write_atomic(files[one], json.dumps(found[one]))
-                bar.advance(1)
-        for one, values in found.items():
-            self._known.setdefault(one[0], {})[files[one]] = values
-        return found
+        def read(one: Read) -> list[float]:
+            plain, contexts, answer = one
+            return steered_logprobs(policy, plain, contexts, answer, self._points(len(contexts)))
 
-    def _kept(self, one: tuple[str, Read], file: Path) -> list[float] | None:
-        """What has been worked out before; a damaged file counts as none."""
-        user, (_, contexts, _) = one
-        if known := self._known.get(user, {}).get(file):
-            return known
-        try:
-            values = [float(value) for value in json.loads(file.read_bytes())]
-        except (OSError, ValueError, TypeError):
-            return None
-        return values if len(values) == len(self._grid) ** len(contexts) else None
+        settings = [fingerprint(policy, ()), self._grid]
+        return self._readings.of(asked, settings, self._size, read, "reading for lambda")
 
-    def _file(self, user: str, made_of: Sequence[object]) -> Path:
-        return traces.folder(self._cache, user) / FOLDER / f"{content_hash(made_of)[:32]}.json"
+    def _points(self, contexts: int) -> list[tuple[float, ...]]:
+        """The grid of all contexts together."""
+        return list(itertools.product(self._grid, repeat=contexts))
+
+    def _size(self, read: Read) -> int:
+        return len(self._grid) ** len(read[1])
