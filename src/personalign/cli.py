@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -63,6 +64,7 @@ def main(words: Sequence[str] | None = None) -> int:
             raise
         return _say(2, *(f"error: {line}" for line in str(error).splitlines()))
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one could only spoil the ending
         return _say(130, f"interrupted; the same command goes on from here: personalign {shlex.join(words)}")
     except OSError as error:
         if error.errno not in (errno.EPIPE, *FULL):

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from personalign.runtime import progress
-from personalign.runtime.progress import amount, duration, quiet, track
+from personalign.runtime.progress import amount, duration, quiet, restore, track
 
 ON_A_TERMINAL = """
 from personalign.runtime.progress import track
@@ -120,6 +120,16 @@ def test_bars_on_a_terminal_leave_a_pipe_alone() -> None:
     os.close(leader)
     assert "training [all]" in drawn and "40/40 steps (100%)" in drawn and "loss 0.41" in drawn
     assert "1/2 cells (50%)" in drawn
+
+
+def test_a_terminal_gets_its_cursor_back_and_a_pipe_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restore()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    restore()
+    assert capsys.readouterr().err == "\x1b[?25h\r\x1b[K"
 
 
 def test_numbers_for_people() -> None:

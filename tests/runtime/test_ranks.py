@@ -10,7 +10,7 @@ import torch
 
 from personalign.contracts import UserError
 from personalign.policy import reference
-from personalign.runtime.ranks import Rank, check, speaks, started
+from personalign.runtime.ranks import Rank, check, leads, started
 
 SRUN = {
     "SLURM_PROCID": "5",
@@ -40,12 +40,12 @@ def begin(monkeypatch: pytest.MonkeyPatch, **told: str) -> None:
 
 
 def test_a_process_by_itself() -> None:
-    assert started() is None and speaks()
+    assert started() is None and leads()
 
 
 def test_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     begin(monkeypatch, RANK="3", WORLD_SIZE="4", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2")
-    assert started() == Rank(3, 4, 1, 2) and not speaks()
+    assert started() == Rank(3, 4, 1, 2) and not leads()
     monkeypatch.delenv("WORLD_SIZE")  # as Lightning does
     assert started() == Rank(3, 4, 1, 2)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import signal
 import sys
-import threading
-import time
 import traceback
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -25,11 +23,9 @@ from personalign.composition.sweeps import Cell
 from personalign.contracts import UserError
 from personalign.runtime import threads
 from personalign.runtime.launchers import LAUNCHERS, Place, Start, launcher
+from personalign.runtime.lifeline import end_with
 from personalign.runtime.logs import quiet
 from personalign.runtime.rundir import Taken
-
-ALIVE = 1.0  # seconds between two looks at the process that started this one
-GRACE = 10.0  # seconds to end in order
 
 
 def add_options(parser: Parser) -> None:
@@ -98,7 +94,9 @@ def work(turns: Sequence[Turn], folder: str, parent: int, of: int, place: Place)
 
     Neighbours share a model and what was trained, so that each worker begins elsewhere. Returns what failed.
     """
-    _end_with(parent)
+    made_by = multiprocessing.parent_process()
+    if made_by is not None and made_by.pid == parent:  # jobs that a scheduler holds are the scheduler's
+        end_with(parent)
     os.chdir(folder)
     os.environ["PERSONALIGN_QUIET"] = "1"  # lines of several processes cannot be read
     threads.configure(place.beside, place.here, apart=True)
@@ -113,17 +111,3 @@ def work(turns: Sequence[Turn], folder: str, parent: int, of: int, place: Place)
         except Exception as error:
             failures[run.identity] = Failure.of(error, traceback.format_exc())
     return failures
-
-
-def _end_with(parent: int) -> None:
-    """A child of the sweep ends when the sweep is killed; jobs that a scheduler holds are the scheduler's."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(ALIVE)
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(GRACE)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    if os.getppid() == parent:
-        threading.Thread(target=watch, daemon=True).start()

@@ -17,7 +17,7 @@ from personalign.reporting.collect import collect
 from personalign.reporting.terminal import show
 from personalign.runtime import threads
 from personalign.runtime.logs import quiet
-from personalign.runtime.ranks import speaks, started
+from personalign.runtime.ranks import leads, started
 from personalign.runtime.rundir import RunDir
 
 RUN_EXAMPLES = """
@@ -52,7 +52,7 @@ def run(arguments: Namespace) -> int:
         return 0
     place = RunDir(cfg.paths.runs, identity(cfg))
     done = place.status() == "done"
-    if speaks():
+    if leads():
         told = "this run is done; its figures are read from its record" if done else f"run directory: {place.path}"
         print(told, flush=True)
     if not done:
@@ -104,6 +104,6 @@ def ready() -> None:
 
 
 def _show(run: Path) -> int:
-    if speaks():
+    if leads():
         show(collect(run), [run], console())
     return 0

@@ -25,6 +25,7 @@ from personalign.runtime import operators
 from personalign.runtime.callbacks import Checkpoints, History, Reseed, Save
 from personalign.runtime.files import make_folder, plain_errors, write_atomic
 from personalign.runtime.progress import track
+from personalign.runtime.ranks import leads, wait_for_all
 
 DONE = "done.json"
 LAST = "last.ckpt"
@@ -93,8 +94,10 @@ class Fitting:
         with plain_errors(path, "write"):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            if self._world() == 1:  # ranks of one run come together
+            if leads():  # one lock for all ranks of a run
                 _wait_for(descriptor, name)
+            if torch.distributed.is_initialized():
+                wait_for_all(self._world())
             yield
             if path.with_name(DONE).is_file():  # also where a kill came between the two
                 path.with_name(LAST).unlink(missing_ok=True)

@@ -12,29 +12,33 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from personalign.contracts import UserError
+from personalign.runtime import progress, rundir
+from personalign.runtime.lifeline import end_with
 
 # What a rank exits with when the user can put right what stopped it; it has said so itself.
 USER_ERROR = 2
-# Seconds that the others have to end by themselves when one has failed.
-GRACE = 5.0
 CHECK = 0.05
 
 
 def run_ranks(module: str, folder: Path, processes: int) -> None:
-    """Run `python -m module folder` as so many ranks on this machine, to their end.
+    """Run `python -m module folder`, with what `belong` is to be told, as so many ranks on this machine, to their end.
 
-    When one fails the others are ended. Raises UserError where a rank met one (its lines are in the run's rank
-    logs), RuntimeError with the end of a rank's log where it broke, and passes Ctrl-C on to all.
+    When one fails the others are ended, as all are on Ctrl-C and when this process is killed. Raises UserError where a
+    rank met one (its lines are in the run's rank logs), RuntimeError with the end of a rank's log where it broke.
     """
     environment = {**os.environ, "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     environment |= {"NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     logs = [folder / f"rank-{rank}.log" for rank in range(processes)]
-    ranks = [_start(module, folder, environment, rank, log) for rank, log in enumerate(logs)]
+    ranks: list[subprocess.Popen[bytes]] = []
     try:
+        with _deaf():
+            for rank, log in enumerate(logs):
+                ranks.append(_start(module, folder, environment, rank, log))
         failed = _watch(ranks)
     finally:
         _end(ranks)
@@ -42,12 +46,33 @@ def run_ranks(module: str, folder: Path, processes: int) -> None:
         raise _told(failed, ranks[failed].returncode, logs[failed])
 
 
+def belong(parent: str, *locks: str) -> None:
+    """A rank ends with the process that started it, and keeps the run's lock, which is free when all of them are gone.
+
+    Both are told on the rank's command line, behind the folder.
+    """
+    end_with(int(parent))
+    for descriptor in locks:
+        rundir.keep(int(descriptor))
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ctrl-C, which a terminal sends to all processes, waits here, and is never heard by those that are started."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start(module: str, folder: Path, environment: dict[str, str], rank: int, log: Path) -> subprocess.Popen[bytes]:
     mine = {**environment, "LOCAL_RANK": str(rank), "RANK": str(rank)}
+    locks = rundir.held()
+    command = [sys.executable, "-m", module, str(folder), str(os.getpid()), *map(str, locks)]
     with log.open("wb") as stream:
-        # Rank 0 speaks for all on the terminal; a rank's own group keeps Ctrl-C for the parent to pass on.
-        errors = None if rank == 0 else stream
-        return subprocess.Popen([sys.executable, "-m", module, str(folder)], env=mine, stdout=stream, stderr=errors)
+        errors = None if rank == 0 else stream  # rank 0 speaks for all on the terminal
+        return subprocess.Popen(command, env=mine, stdout=stream, stderr=errors, pass_fds=locks)
 
 
 def _watch(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
@@ -63,17 +88,14 @@ def _watch(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
 
 
 def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End what still runs: politely, then by force."""
+    """Kill what still runs, all before any is waited for: it goes on from any moment, and rank 0 must not complain
+    on the terminal that it has lost another. Where a second Ctrl-C comes between, they end with this process."""
     for rank in ranks:
-        if rank.poll() is None:
-            rank.send_signal(signal.SIGTERM)
-    until = time.monotonic() + GRACE
+        rank.kill()
     for rank in ranks:
-        try:
-            rank.wait(max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            rank.kill()
-            rank.wait()
+        rank.wait()
+    if any(rank.returncode for rank in ranks):
+        progress.restore()
 
 
 def _told(number: int, state: int, log: Path) -> Exception:

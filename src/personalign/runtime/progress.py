@@ -121,6 +121,12 @@ def track(description: str, total: int | None, unit: str = "tokens", *, done: in
         yield from _closing(Lines(description, total, unit, done))
 
 
+def restore() -> None:
+    """Give a terminal back its cursor and a fresh line, where a process that drew bars there was killed."""
+    if sys.stderr.isatty() and not _silent():
+        print("\x1b[?25h\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
 def _closing(bar: Bar) -> Iterator[Bar]:
     try:
         yield bar

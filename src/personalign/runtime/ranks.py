@@ -71,8 +71,8 @@ def from_slurm(told: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def speaks() -> bool:
-    """Whether this process is the one that tells the user."""
+def leads() -> bool:
+    """Whether this process is the one that does what is done once: tells the user, holds locks."""
     rank = started()
     return rank is None or rank.rank == 0
 

@@ -42,6 +42,17 @@ def _leave_to_parent() -> None:
 os.register_at_fork(after_in_child=_leave_to_parent)
 
 
+def held() -> tuple[int, ...]:
+    """The locks of this process; a run is free again when every process that was given its lock has ended."""
+    return tuple(_held)
+
+
+def keep(lock: int) -> None:
+    """Hold a lock that this process was started with for as long as it lives; its own children have no part in it."""
+    os.set_inheritable(lock, False)
+    _held.add(lock)
+
+
 class Taken(UserError):
     """Another process computes the run, or has begun it since the caller looked."""
 
