@@ -90,12 +90,14 @@ def _watch(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
 def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
     """Kill what still runs, all before any is waited for: it goes on from any moment, and rank 0 must not complain
     on the terminal that it has lost another. Where a second Ctrl-C comes between, they end with this process."""
-    for rank in ranks:
-        rank.kill()
-    for rank in ranks:
-        rank.wait()
-    if any(rank.returncode for rank in ranks):
-        progress.restore()
+    try:
+        for rank in ranks:
+            rank.kill()
+        for rank in ranks:
+            rank.wait()
+    finally:
+        if any(rank.returncode != 0 for rank in ranks):
+            progress.restore()
 
 
 def _told(number: int, state: int, log: Path) -> Exception:
