@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from personalign.budget import within
+from personalign.budget import distinct, within
 from personalign.composition.build import build, build_many
 from personalign.composition.validate import has_lessons
 from personalign.contracts import (
@@ -142,10 +142,12 @@ class System:
         return [self._states[_key(request)] for request in requests]
 
     def state(self, request: Request) -> UserState:
-        """What memory recalls for a request, its members merged in their order, within the budget if there is one."""
+        """What memory recalls for a request, its members merged in their order, each event once, within the budget if
+        there is one."""
         return self.recalled([request])[0]
 
     def _merged(self, recalled: list[UserState]) -> UserState:
+        recalled = distinct(recalled)
         if self.cfg.memory_budget is not None:
             recalled = within(recalled, self.cfg.memory_budget, self.policy.tokens)
         return reduce(UserState.merged, recalled, UserState())
