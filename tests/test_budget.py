@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personalign.budget import within
+from personalign.budget import distinct, within
 from personalign.types import Snippet, Stance, UserState
 
 if TYPE_CHECKING:
@@ -95,6 +95,36 @@ def test_a_system_counts_tokens_of_its_policy(tiny: Policy) -> None:
     assert recalled(enough) == replace(everything, snippets=everything.snippets[:2])
     assert recalled(enough - 1) == replace(everything, snippets=everything.snippets[:1])
     assert recalled(1) == UserState()
+
+
+def test_an_event_is_recalled_once_by_the_first_that_has_it() -> None:
+    """Parts of one event that one memory gives all stay, as do events of one name that are others'."""
+    parts = UserState(snippets=(Snippet("two", "a", "ada", weight=0.5), Snippet("parts", "a", "ada", weight=0.5)))
+    whole = UserState(snippets=(Snippet("two parts", "a", "ada"), Snippet("b", "b", "ada"), Snippet("c", "a", "bob")))
+    assert distinct([parts, whole, parts]) == [parts, replace(whole, snippets=whole.snippets[1:]), UserState()]
+    assert distinct([whole, parts]) == [whole, UserState()]
+    assert distinct(MEMBERS) == MEMBERS
+
+
+def test_a_system_recalls_an_event_once_and_counts_it_once(tiny: Policy) -> None:
+    """Two memories that both recall all of a user's choices recall what one of them does, under a budget too."""
+    from personalign import compose
+    from personalign.system import System
+
+    def recalled(memory: str, budget: str) -> UserState:
+        more = [f"memory.{name}.{key}" for name in memory.split(",") for key in ("k=9", "kinds=[choice]")]
+        words = ["generation=retrieval_prompt", "data.pool=shipped", "data.history=4", f"memory_budget={budget}"]
+        system = System(compose([f"memory=[{memory}]", *more, *words]), tiny)
+        system.prepare()
+        return system.state(system.requests()[0])
+
+    newest = recalled("recency", "null")
+    assert len(newest.snippets) == 4
+    assert recalled("recency,bm25", "null") == newest
+    exactly = sum(len(one.text.encode()) for one in newest.snippets)
+    assert recalled("recency,bm25", str(exactly)) == newest
+    later = recalled("bm25,recency", "null").snippets
+    assert [one.event for one in later] == [one.event for one in recalled("bm25", "null").snippets]
 
 
 def test_profiles_of_several_memories_stand_line_by_line() -> None:

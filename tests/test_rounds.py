@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from personalign.memory.logistic import laplace
 from personalign.rounds import Loop, stance_errors
 from personalign.runtime.rundir import RunDir
 from personalign.system import System
-from personalign.types import Cost, Event, Request, Response, Stance
+from personalign.types import Cost, Event, Request, Response, Stance, UserState
 
 LOOP = [
     "model=tiny",
@@ -274,6 +275,62 @@ def test_held_out_users_are_not_asked_and_stay_as_they_were(tmp_path: Path) -> N
     record = Experiment(config(tmp_path, "rounds=1", "data.held_out=1", "data.cold=1", "data.history=2")).run()
     users = {question["user"] for line in asked(tmp_path, record) for question in line["questions"]}
     assert users == {"user-00", "user-01"} and record["rounds"][1]["events"] == 4.0
+
+
+def looped(folder: Path, *more: str) -> Loop:
+    """After two rounds of two questions to each user about the shipped answers, with recall by match and by stance."""
+    parts = ["memory=[stance_inferred,bm25]", "memory.bm25.kinds=[choice]", "generation=in_context"]
+    system = System(config(folder, *parts, "rounds=2", *more))
+    system.prepare()
+    loop = Loop(system, RunDir(folder, "run"))
+    loop.run.path.mkdir()
+    for _ in range(2):
+        loop.ask(1)
+    return loop
+
+
+def known(loop: Loop, events: Sequence[Event]) -> System:
+    """A system of the same parts whose memory has met these events beside the data's, and nothing else."""
+    system = System(loop.system.cfg)
+    system.prepare()
+    system.observe(events)
+    return system
+
+
+def test_a_told_pair_is_rendered_with_what_was_known_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never with its own label, nor with what was said later; the data's pairs never with anything that was told."""
+    monkeypatch.setattr(rounds, "offer", from_pool)
+    loop = looped(tmp_path, "asking.requests=2")
+    system = loop.system
+    lines = [json.loads(line) for line in (loop.run.path / rounds.ROUNDS).read_text().splitlines()]
+    said = [Event(**event) for line in lines for question in line["questions"] for event in question["events"]]
+    assert [pair.id for pair in loop.told] == [event.id for event in said] and len(said) == 4 * 4
+    system.recall([pair.request for pair in loop.told])
+    for pair, event in zip(loop.told, said, strict=True):
+        prompt = "\n".join(message.content for message in system.render(pair.request))
+        assert pair.chosen not in prompt and pair.rejected not in prompt
+        before = [one for one in said if one.user == event.user and one.time < event.time]
+        state = known(loop, before).state(replace(pair.request, time=math.inf))
+        assert system.state(pair.request) == state and len(state.snippets) == min(4, len(before))
+    asked_about = {pair.request.id for pair in loop.told}
+    for pair in system.data.pairs("train"):
+        assert pair.request.id not in asked_about or system.state(pair.request) == UserState()
+
+
+def test_held_out_requests_come_after_all_that_was_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "offer", from_pool)
+    loop = looped(tmp_path, "asking.requests=1")
+    for request in loop.system.requests():
+        assert len(loop.system.state(request).snippets) == 2
+
+
+def test_data_without_times_are_older_than_every_question(tmp_path: Path) -> None:
+    system = System(config(tmp_path))
+    ask = Request(id="r", user="ana", messages=(), split="train")
+    system.opened, system.clock = {"ana": 3.0}, {"ana": 7.0}
+    assert [system.now(replace(ask, time=time)).time for time in (math.inf, 2.0, 5.0)] == [3.0, 2.0, 5.0]
+    assert [system.now(replace(ask, time=time, split="test")).time for time in (2.0, 9.0)] == [7.0, 9.0]
+    assert system.now(replace(ask, user="bob")).time == math.inf
 
 
 def test_too_few_requests_are_said_plainly(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from personalign import Experiment, compose
+from personalign.boundary.none import NoBoundary
 from personalign.commands.status import _tuning
 from personalign.composition.identity import identity
 from personalign.composition.validate import IllegalComposition
@@ -233,6 +234,31 @@ def test_strengths_that_are_not_fluent_are_not_chosen(tmp_path: Path) -> None:
     assert run(tmp_path, TUNED, f"tune.perplexity={limit}")[0]["tuning"]["chosen"] == least["strength"]
     with pytest.raises(UserError, match=r"no strength of generation\.strength keeps .* within tune\.perplexity=0\.01 "):
         run(tmp_path, TUNED, "tune.perplexity=0.01")
+
+
+def test_a_strength_is_not_chosen_for_what_it_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The strength that is best where all is answered refuses all but the first request: the next best is taken."""
+    tried = run(tmp_path / "free", TUNED)[0]["tuning"]["tried"]
+    best, second, _ = (one["strength"] for one in sorted(tried, key=lambda one: -one["reward"]["value"]))
+    now: list[float | None] = [None]
+    at, kept = System.answer_at, set()
+
+    def noted(self: System, strength: float | None) -> None:
+        now.append(strength)
+        at(self, strength)
+
+    def picky(self: NoBoundary, request: Request, responses: Sequence[Response], _: object) -> Sequence[Response]:
+        return [] if now[-1] == best and request.id not in kept else responses
+
+    monkeypatch.setattr(System, "answer_at", noted)
+    monkeypatch.setattr(NoBoundary, "admit", picky)
+    with pytest.raises(UserError, match=r"refuses every validation request at a strength of generation\.strength"):
+        run(tmp_path / "none", TUNED)
+    kept.add(System(config(tmp_path, TUNED)).requests("validation")[0].id)
+    told = run(tmp_path / "some", TUNED)[0]["tuning"]
+    assert told["chosen"] == second
+    assert [one.get("refused", 0) for one in told["tried"]] == [7 * (one["strength"] == best) for one in told["tried"]]
+    assert [one["reward"]["n"] for one in told["tried"]] == [8 - one.get("refused", 0) for one in told["tried"]]
 
 
 def test_data_without_validation_requests_are_said_plainly_before_anything_is_trained(

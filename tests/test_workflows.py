@@ -253,15 +253,36 @@ def nearly(found: dict[str, list[dict[str, Any]]]) -> Any:
 def test_the_boundary_meets_the_samples_answers_alone_and_may_refuse_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    met: list[int] = []
+    """A sample's final answer, and its draft where that is not admitted; never its critique, which is no answer."""
+    met: dict[str, list[int]] = {}
 
     def strict(self: NoBoundary, request: Request, responses: Sequence[Response], _: object) -> Sequence[Response]:
-        met.extend(response.sample for response in responses)
+        met.setdefault(request.id, []).extend(response.sample for response in responses)
         return []
 
     monkeypatch.setattr(NoBoundary, "admit", strict)
     record = Experiment(config(tmp_path, *DRAWN)).run()
-    assert met == [4, 5] * 8
+    assert list(met.values()) == [[4, 5, 0, 1]] * 8
     given = [row for made in rows(tmp_path).values() for row in made if row["selected"]]
     assert len(given) == 8 and all((row["text"], row["stop"], row["sample"]) == ("", "refused", 6) for row in given)
     assert record["metrics"]["refusal_rate"]["value"] == 1.0
+
+
+def test_what_the_boundary_admits_is_given_in_place_of_a_final_answer_that_it_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A draft where the revision is not admitted, and only for that sample: the other one's revision comes first."""
+    kept: set[int] = set()
+
+    def choosy(self: NoBoundary, request: Request, responses: Sequence[Response], _: object) -> Sequence[Response]:
+        return [response for response in responses if response.sample in kept]
+
+    monkeypatch.setattr(NoBoundary, "admit", choosy)
+    for n, (admitted, given) in enumerate([({0, 1, 5}, 0), ({1, 5, 2, 3}, 5), ({1, 3}, 1), ({2, 3}, 6)]):
+        kept.clear()
+        kept.update(admitted)
+        record = Experiment(config(tmp_path / str(n), *DRAWN)).run()
+        found = rows(tmp_path / str(n)).values()
+        assert all([row["sample"] for row in made if row["selected"]] == [given] for made in found)
+        assert all({row["sample"] for row in made if row["final"]} == {4, 5, given} for made in found)
+        assert record["metrics"]["refusal_rate"]["value"] == float(given == 6)

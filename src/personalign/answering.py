@@ -57,10 +57,10 @@ def offer(
         for some in _followed(system, decoder, decoder.groups(jobs), by_id, refine=by == "plan"):
             lines |= some
             bar.advance(len(some))
-    final = system.generation.final if by == "plan" else lambda line: line[-1]
-    finals = [(request, [final(line) for line in lines[request.id]]) for request in requests]
+    answers = system.generation.answers if by == "plan" else lambda line: line[-1:]
+    made = [(request, [answers(line) for line in lines[request.id]]) for request in requests]
     cost = sum((response.cost for request in requests for response in chain(*lines[request.id])), Cost())
-    return [admitted for _, admitted in _admitted(system, finals)], cost
+    return [admitted for _, admitted in _admitted(system, made)], cost
 
 
 def _followed(
@@ -117,34 +117,56 @@ def _steps(system: System, requests: Sequence[Request], lines: Lines) -> list[tu
 
 
 def _choose(system: System, run: RunDir, answered: Sequence[tuple[Request, Sequence[Sequence[Response]]]]) -> None:
-    """Give of each request's final answers the one that is admitted and selected, or refuse.
+    """Give of each request's answers the one that is admitted and selected, or refuse.
 
     Every answer is written down, the given one last: a request is whole as soon as that one has been written.
     """
-    finals = [(request, [system.generation.final(line) for line in lines]) for request, lines in answered]
-    asked = _admitted(system, finals)
-    for (request, lines), (_, last), (_, admitted), scores in zip(
-        answered, finals, asked, _scores(system, asked), strict=True
+    answers = [(request, [system.generation.answers(line) for line in lines]) for request, lines in answered]
+    asked = _admitted(system, answers)
+    for (request, lines), (_, of_lines), (_, admitted), scores in zip(
+        answered, answers, asked, _scores(system, asked), strict=True
     ):
         made = list(chain(*lines))
         given = Response(request=request.id, text="", sample=len(made), stop="refused")
         if admitted:
             given = system.generation.select(admitted, scores)
-        numbers = {response.sample for response in (*last, given)}
+        numbers = {response.sample for response in (*(line[0] for line in of_lines), given)}
         for response in (*(r for r in made if r.sample != given.sample), given):
             marks = {"final": response.sample in numbers, "selected": response is given}
             run.append_response({**response.to_json(), "round": system.round, "user": request.user, **marks})
 
 
 def _admitted(
-    system: System, asked: Sequence[tuple[Request, Sequence[Response]]]
+    system: System, asked: Sequence[tuple[Request, Sequence[Sequence[Response]]]]
 ) -> list[tuple[Request, Sequence[Response]]]:
-    """What the boundary lets through of each request's answers; it is shown their universal values if it needs them."""
-    values: Sequence[list[Score] | None] = [None] * len(asked)
-    if "reward.universal" in system.boundary.needs:
-        values = system.values([(request, [r.text for r in made]) for request, made in asked]) or values
-    admit = system.boundary.admit
-    return [(request, admit(request, made, of_made)) for (request, made), of_made in zip(asked, values, strict=True)]
+    """Of each of a request's samples the first answer that the boundary lets through, where it lets one through.
+
+    `asked` holds every sample's answers, the best first. Those behind the best are looked at where it does not pass.
+    """
+    passed = _passed(system, [(request, [line[0] for line in lines]) for request, lines in asked])
+    others = [
+        (request, [r for line in lines if line[0].sample not in of_request for r in line[1:]])
+        for (request, lines), of_request in zip(asked, passed, strict=True)
+    ]
+    for of_request, more in zip(passed, _passed(system, others), strict=True):
+        of_request |= more
+    found: list[tuple[Request, Sequence[Response]]] = []
+    for (request, lines), of_request in zip(asked, passed, strict=True):
+        ones = [[r for r in line if r.sample in of_request][:1] for line in lines]
+        found.append((request, list(chain(*ones))))
+    return found
+
+
+def _passed(system: System, asked: Sequence[tuple[Request, Sequence[Response]]]) -> list[set[int]]:
+    """The numbers of those that the boundary lets through; it is shown their universal values if it needs them."""
+    found: list[set[int]] = [set() for _ in asked]
+    some = [i for i, (_, made) in enumerate(asked) if made]
+    values: Sequence[list[Score] | None] = [None] * len(some)
+    if some and "reward.universal" in system.boundary.needs:
+        values = system.values([(asked[i][0], [r.text for r in asked[i][1]]) for i in some]) or values
+    for i, of_made in zip(some, values, strict=True):
+        found[i] = {response.sample for response in system.boundary.admit(*asked[i], of_made)}
+    return found
 
 
 def _scores(system: System, asked: Sequence[tuple[Request, Sequence[Response]]]) -> list[list[Score] | None]:

@@ -1,4 +1,4 @@
-"""How much of what several memories recall is kept, under one budget."""
+"""What of the texts that several memories recall is kept: each event once, and as much as one budget holds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from personalign.types import UserState
+
+
+def distinct(states: Sequence[UserState]) -> list[UserState]:
+    """The states without the snippets of events that an earlier state recalled: that one keeps them, with its scores
+    and weights. A state may hold several snippets of one event."""
+    seen: set[tuple[str, str]] = set()
+    kept = []
+    for state in states:
+        new = tuple(one for one in state.snippets if (one.owner, one.event) not in seen)
+        seen.update((one.owner, one.event) for one in new)
+        kept.append(replace(state, snippets=new))
+    return kept
 
 
 def within(states: Sequence[UserState], budget: int, size: Callable[[str], int]) -> list[UserState]:

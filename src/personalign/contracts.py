@@ -181,7 +181,7 @@ class Memory(Part, ABC):
 class Generation(Part, ABC):
     """How an answer is made for a user (survey 4.2): pure functions from plain data to a plan.
 
-    To one that is `watched` and needs `reward.guide`, `next` and `final` are shown responses with their `score`: what
+    To one that is `watched` and needs `reward.guide`, `next` and `answers` are shown responses with their `score`: what
     the guide, told what memory recalled, makes of each by itself.
     """
 
@@ -221,9 +221,15 @@ class Generation(Part, ABC):
         """
         return None
 
+    def answers(self, responses: Sequence[Response]) -> Sequence[Response]:
+        """Of what one sample wrote that which could be given, the best first: the answer that it came to, and behind it
+        what is given in its place where the boundary does not admit it."""
+        return responses[-1:]
+
     def final(self, responses: Sequence[Response]) -> Response:
-        """The answer that one sample came to; it alone meets the boundary, the guide and `select`."""
-        return responses[-1]
+        """The answer that one sample came to: of its answers the one that meets the guide and `select`, if it is
+        admitted."""
+        return self.answers(responses)[0]
 
     def select(self, admitted: Sequence[Response], scores: Sequence[Score] | None) -> Response:
         """The one answer that is given, from the samples' answers that the boundary admitted."""

@@ -24,8 +24,11 @@ def judge(system: System, run: RunDir, requests: Sequence[Request]) -> dict[str,
     samples = _samples(run, system.round)
     answered = list(zip(requests, given(run, requests, system.round), strict=True))
     made = [[row["text"] for row in samples[r.id] if row["final"] and row["stop"] != "refused"] for r in requests]
-    best = best_rewards(system, list(zip(requests, made, strict=True)))
-    answers = [replace(one, best=most) for one, most in zip(judged(system, answered), best, strict=True)]
+    bounds = sample_rewards(system, list(zip(requests, made, strict=True)))
+    answers = [
+        replace(one, worst=least, best=most)
+        for one, (least, most) in zip(judged(system, answered), bounds, strict=True)
+    ]
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows(answers))
     write_atomic(run.path / ANSWERS, "".join(lines))
     pairs = judged_pairs(system)
@@ -59,8 +62,8 @@ def _response(row: dict[str, Any]) -> Response:
 
 def judged(system: System, answered: Sequence[tuple[Request, Response]]) -> list[Judged]:
     """Every answer with its true score, where truth is known, its universal values, where something scores them, and
-    its fluency under the untouched base."""
-    truths = true_scores(system, [(request, [r.text]) for request, r in answered])
+    its fluency under the untouched base. A refusal has no true score: it is no answer, least of all a short one."""
+    truths = true_scores(system, [(request, [] if r.refused else [r.text]) for request, r in answered])
     states = [system.true_state(request) for request, _ in answered]
     values = system.values([(request, [r.text]) for request, r in answered]) or [[] for _ in answered]
     nll = base_nll(system, answered)
@@ -82,16 +85,19 @@ def judged(system: System, answered: Sequence[tuple[Request, Response]]) -> list
     ]
 
 
-def best_rewards(system: System, made: Sequence[tuple[Request, Sequence[str]]]) -> list[float | None]:
-    """The largest true reward among each request's samples: what universal values have cost is measured from there.
+def sample_rewards(
+    system: System, made: Sequence[tuple[Request, Sequence[str]]]
+) -> list[tuple[float, float] | tuple[None, None]]:
+    """The least and the largest true reward among each request's samples: what universal values have cost is measured
+    from there.
 
     None where there was no choice, where the truth is not known, or where nothing scores universal values.
     """
     if system.universal is None:
-        return [None] * len(made)
+        return [(None, None)] * len(made)
     asked = [(request, texts if len(texts) > 1 else []) for request, texts in made]
-    scores = true_scores(system, asked)
-    return [max((score.total for score in some), default=None) for some in scores]
+    totals = [[score.total for score in some] for some in true_scores(system, asked)]
+    return [(min(some), max(some)) if some else (None, None) for some in totals]
 
 
 def true_scores(system: System, asked: Sequence[tuple[Request, Sequence[str]]]) -> list[list[Score]]:

@@ -23,8 +23,8 @@ class Judged:
 
     `base_nll` is the summed negative log-probability of the answer's tokens under the untouched base model on
     the plain prompt, in nats over `base_tokens` tokens (fluency); None where they are not known. `stance` is the
-    user's true one, where known. `universal` are its universal values, and `best` is the largest true reward among all
-    the samples it was chosen from, where these are asked for.
+    user's true one, where known. `universal` are its universal values, and `worst` and `best` are the least and the
+    largest true reward among all the samples it was chosen from, where these are asked for. A refusal has no `truth`.
     The response's cost is that of all samples and steps which were made for it.
     `choices` are the scores of the request's choices, in their order.
     """
@@ -35,6 +35,7 @@ class Judged:
     stance: Stance | None = None
     guide: Score | None = None
     universal: Score | None = None
+    worst: float | None = None
     best: float | None = None
     base_nll: float | None = 0.0
     base_tokens: int = 0

@@ -55,7 +55,9 @@ class Loop:
 
     def ask(self, ranks: int) -> None:
         """One round: rank 0 asks every user, unless a run before this one has; all ranks take in what came out."""
-        self.system.clock = self.system.clock or {user: self._end(user) + 1.0 for user in self.requests}
+        if not self.system.clock:
+            self.system.opened = {user: self._end(user) + 1.0 for user in self.requests}
+            self.system.clock = dict(self.system.opened)
         if self.run.rank == 0 and self._line() is None:
             append_line(self.run.path / ROUNDS, json.dumps(self._asked(), ensure_ascii=False), fsync=True)
         wait_for_all(ranks)
@@ -104,6 +106,10 @@ class Loop:
         """The time of the user's last event in the data."""
         return max((event.time for event in self.system.data.events(user)), default=0.0)
 
+    def _now(self, request: Request) -> Request:
+        """The request as it is asked: after all that its user has said until now."""
+        return replace(request, time=self.system.clock[request.user])
+
     def _line(self) -> Line | None:
         """What was asked in this round; None before that is known."""
         path = self.run.path / ROUNDS
@@ -116,7 +122,7 @@ class Loop:
         numbers = range(self.system.round * asking.requests, (self.system.round + 1) * asking.requests)
         asked = [(number, mine[number]) for mine in self.requests.values() for number in numbers]
         sampling = replace(self.system.sampling, n=asking.answers, temperature=asking.temperature)
-        made, cost = offer(self.system, [request for _, request in asked], sampling, asking.by)
+        made, cost = offer(self.system, [self._now(request) for _, request in asked], sampling, asking.by)
         questions = [
             self._question(request, number, list(dict.fromkeys(response.text for response in some)))
             for (number, request), some in zip(asked, made, strict=True)
@@ -129,7 +135,7 @@ class Loop:
         events: list[Event] = []
         question = {"request": request.id, "user": request.user, "answers": list(texts), "believed": 0}
         if len(texts) > 1:
-            belief, pairs = self.system.belief(request, texts), list(combinations(range(len(texts)), 2))
+            belief, pairs = self.system.belief(self._now(request), texts), list(combinations(range(len(texts)), 2))
             question["believed"] = int(np.argmax(belief.ratings @ belief.mean))
             first, second = np.array(pairs).T
             differences = belief.ratings[first] - belief.ratings[second]
@@ -196,7 +202,8 @@ class Told(Data):
 
 
 def _pair(request: Request, event: Event) -> Pair:
-    """A choice as something to train on; nobody has labelled it."""
+    """A choice as something to train on, with what was known before it was made; nobody has labelled it."""
+    request = replace(request, time=event.time)
     return Pair(id=event.id, request=request, chosen=event.payload["chosen"], rejected=event.payload["rejected"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
@@ -9,7 +10,7 @@ from typing import Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from personalign.budget import within
+from personalign.budget import distinct, within
 from personalign.composition.build import build, build_many
 from personalign.composition.validate import has_lessons
 from personalign.contracts import (
@@ -61,9 +62,10 @@ class System:
         self._policy = policy
         model = build(cfg.model)
         self.remote = model.endpoint if isinstance(model, Remote) else None  # who answers where there is no policy
-        self._states: dict[str, UserState] = {}
+        self._states: dict[tuple[str, float], UserState] = {}  # by the request's id and time
         self.round = 0  # of feedback: how often users have been asked
-        self.clock: dict[str, float] = {}  # when those who are asked act next
+        self.opened: dict[str, float] = {}  # when those who are asked were asked first
+        self.clock: dict[str, float] = {}  # when they act next
 
     @property
     def policy(self) -> Policy:
@@ -126,31 +128,38 @@ class System:
 
     def recall(self, requests: Sequence[Request]) -> None:
         """Recall for many requests at once what `state` then gives: a memory that runs a network batches them."""
-        asked = list({r.id: r for r in requests if r.id not in self._states}.values())
+        asked = list({_key(r): r for r in requests if _key(r) not in self._states}.values())
         if asked:
             coming = [self.now(request) for request in asked]
             reader = None if self.reader is None else self.reader.learner
             recalled = [memory.recall_all(coming, reader) for memory in self.memory]
             for i, request in enumerate(asked):
-                self._states[request.id] = self._merged([states[i] for states in recalled])
+                self._states[_key(request)] = self._merged([states[i] for states in recalled])
 
     def recalled(self, requests: Sequence[Request]) -> list[UserState]:
         """The `state` of many requests."""
         self.recall(requests)
-        return [self._states[request.id] for request in requests]
+        return [self._states[_key(request)] for request in requests]
 
     def state(self, request: Request) -> UserState:
-        """What memory recalls for a request, its members merged in their order, within the budget if there is one."""
+        """What memory recalls for a request, its members merged in their order, each event once, within the budget if
+        there is one."""
         return self.recalled([request])[0]
 
     def _merged(self, recalled: list[UserState]) -> UserState:
+        recalled = distinct(recalled)
         if self.cfg.memory_budget is not None:
             recalled = within(recalled, self.cfg.memory_budget, self.policy.tokens)
         return reduce(UserState.merged, recalled, UserState())
 
     def now(self, request: Request) -> Request:
-        """The request of a user who has been asked comes after all that they said."""
-        return replace(request, time=max(request.time, self.clock.get(request.user, request.time)))
+        """When a request of a user who has been asked is made: a held-out one after all that they said, one to train on
+        at its own time, since what they said later holds its answer; without a time it is older than every question."""
+        if request.user not in self.clock:
+            return request
+        if request.split == "train":
+            return replace(request, time=self.opened[request.user]) if math.isinf(request.time) else request
+        return replace(request, time=max(request.time, self.clock[request.user]))
 
     def belief(self, request: Request, texts: Sequence[str]) -> Belief:
         """What memory, which provides `state.posterior`, believes of the user, and how it rates the texts."""
@@ -254,6 +263,10 @@ class System:
                 if true is not None and true.stance is not None:
                     found[request.user]["stance"] = true.stance.as_dict()
         return found
+
+
+def _key(request: Request) -> tuple[str, float]:
+    return request.id, request.time
 
 
 def base_plan(request: Request) -> Plan:

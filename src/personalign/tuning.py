@@ -32,8 +32,10 @@ class Tuning:
     """Answers the validation requests at every strength of `tune.strengths`, and has the system answer at the best.
 
     The best has the largest mean reward over users, of equals the first: the user's true reward, or what the guide
-    makes of the answer. A guide that reads the system's plan reads that of the composition as it stands, so that all
-    strengths are measured alike. With `tune.perplexity` those are left out whose answers are less fluent than that.
+    makes of the answer. A refusal has no reward: where a boundary refuses requests, the strengths at which it refuses
+    the fewest are compared, so that none is chosen for answering the easy ones alone. A guide that reads the system's
+    plan reads that of the composition as it stands, so that all strengths are measured alike. With `tune.perplexity`
+    those are left out whose answers are less fluent than that.
     """
 
     def __init__(self, system: System, run: RunDir) -> None:
@@ -91,12 +93,18 @@ class Tuning:
             "reward": asdict(self._reward(answered)),
             "perplexity": self._perplexity(answered),
             "cost": {"forward_tokens": cost.forward_tokens, "new_tokens": cost.new_tokens},
+            **({"refused": refused} if (refused := sum(r.refused for _, r in answered)) else {}),
         }
         append_line(self.run.path / self.run.TUNING, json.dumps(line), fsync=True)
 
     def _reward(self, answered: Answered) -> Figure:
         """The mean over users of their mean reward, as `tune.by` says."""
-        asked = [(request, [response.text]) for request, response in answered]
+        asked = [(request, [response.text]) for request, response in answered if not response.refused]
+        if not asked:
+            raise UserError(
+                f"the boundary refuses every validation request at a strength of {self.key}: lower its floors, or take "
+                "the strength out of tune.strengths"
+            )
         if self.settings.by == "truth":
             scores = true_scores(self.system, asked)
         else:
@@ -136,7 +144,7 @@ class Tuning:
                 f"{self.settings.perplexity:g} times the base's {told['base']['perplexity']:.3g}: the least is "
                 f"{min(line['perplexity'] for line in tried):.3g}; try weaker ones, or allow more"
             )
-        best = max(fluent, key=lambda line: float(line["reward"]["value"]))
+        best = max(fluent, key=lambda line: (-int(line.get("refused", 0)), float(line["reward"]["value"])))
         return {"chosen": best["strength"], **told}
 
     def _is_fluent(self, perplexity: float | None, base: Line | None) -> bool:

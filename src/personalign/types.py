@@ -199,6 +199,11 @@ class Response:
     cost: Cost = Cost()
     score: Score | None = None
 
+    @property
+    def refused(self) -> bool:
+        """Whether it stands for that none was given."""
+        return self.stop == "refused"
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -36,6 +36,11 @@ def test_it_stops_at_the_first_that_is_good_enough_or_after_the_last(
     assert part().final(made) == made[totals.index(max(totals[: len(made)]))]
 
 
+def test_its_other_draws_stand_behind_its_favourite_by_their_scores() -> None:
+    made = drawn(0.0, 2.0, -1.0, 2.0)
+    assert [r.sample for r in part().answers(made)] == [1, 3, 0, 2]
+
+
 def test_of_several_samples_the_guide_s_favourite_is_given() -> None:
     made = drawn(0.0, 2.0, 2.0)
     assert part().select(made, [r.score for r in made if r.score]) is made[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +13,12 @@ from personalign.contracts import UserError
 from personalign.memory.choices import HeadMemory
 from personalign.memory.lore_weights import LoReWeights
 from personalign.memory.vpl import VPL
-from personalign.policy import features
+from personalign.policy import features, reference
 from personalign.policy.features import Reader
 from personalign.policy.policy import Policy
 from personalign.policy.reward_heads import LoReHead
 from personalign.policy.vpl import VPLHead
+from personalign.runtime.traces import folder
 from personalign.types import Event, Message, Request, UserState
 
 READER = Reader((), "mean", 60, 60)
@@ -107,6 +109,26 @@ def test_a_choice_is_read_once_for_each_head(
         torch.manual_seed(1)
         trained.heads[name] = MEMORIES[name][1]()
     assert memory.recall(asked("ann"), trained).vectors[name] != first.vectors[name]
+
+
+def test_what_is_kept_of_choices_goes_when_their_user_is_forgotten(
+    memory: HeadMemory, trained: Policy, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it lies elsewhere in the cache; what is there is read by another memory and is the same."""
+    trained.cache = tmp_path / "cache"
+    found = {}
+    for user in ("ann", "bob"):
+        memory.observe(chose(user, 1))
+        found[user] = memory.recall(asked(user), trained).vectors
+    files = {user: set(folder(trained.cache, user).rglob("*.safetensors")) for user in found}
+    assert files["ann"] | files["bob"] == {path for path in trained.cache.rglob("*") if path.is_file()}
+    again = MEMORIES[name][0]()
+    again.observe(chose("ann", 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(reference, "answer_states", None)
+        assert again.recall(asked("ann"), trained).vectors == found["ann"]
+    memory.forget("ann")
+    assert files["ann"] and {path for path in trained.cache.rglob("*") if path.is_file()} == files["bob"] != set()
 
 
 def test_a_choice_must_say_what_was_rejected(memory: HeadMemory) -> None:

@@ -11,7 +11,8 @@ from personalign.types import Request, Response, Score
 
 class Floor(Boundary):
     """max (p^u)^T r(y) subject to v_k(y) >= tau_k for each universal value k: this part keeps the constraint, and
-    the generation selects among what it admits. With nothing admitted the system refuses.
+    the generation selects among what it admits: a workflow's final answers, and where one of them is not admitted the
+    best of its other answers that is. With nothing admitted of all that was written the system refuses.
 
     The survey puts universal values above personal ones in words (section 3.2); the formula is our reading. Values
     are `reward@universal`'s dimensions. Raises UserError without a floor, and for one on a value that is not scored.

@@ -62,10 +62,15 @@ class Standard(Evaluation):
                         other samples and steps included; summed within a user
 
     violation_rate      answers with a universal value below its floor; a refusal is none
-    personalization_tax the truth's total that was given up: that of the best of all samples less that of the answer
+    personalization_tax the truth's total that was given up: that of the best of all samples less that of the answer,
+                        and for a refusal less that of the worst sample
 
     The last two are measured where all floors' values are scored, the tax where there was more than one sample. It
     holds what the guide errs too: the boundary's own price is the difference from the same row without it.
+
+    A refusal has no reward, since nobody can say what it is worth to the user beside an answer: every figure of rewards
+    is of the answered requests, to be read beside refusal_rate. In the tax it is never cheaper than an answer that was
+    there to be given.
 
     A figure whose inputs are missing is left out. The empty answer counts everywhere except where it is
     undefined: diversity, repetition, perplexity and the two costs.
@@ -118,7 +123,7 @@ class Standard(Evaluation):
         return pareto.front([user for user, _ in rated], table, self.front_corner, self.how)
 
     def compare(self, answers: Sequence[Judged], baseline: Sequence[Judged]) -> Comparison | None:
-        """Win, tie and lose per (user, request) by true reward; None where no request is shared."""
+        """Win, tie and lose per (user, request) by true reward, where both answer; None where no request is shared."""
         return compare(_by_request(answers), _by_request(baseline), tie=self.tie, how=self.how)
 
     def average(self, values: Sequence[tuple[str, float]], better: Literal["higher", "lower"]) -> Figure:
@@ -183,9 +188,10 @@ class Standard(Evaluation):
     def _boundary(self, answers: Sequence[Judged]) -> Iterator[tuple[str, metrics.ByUser]]:
         values = [(a, a.universal) for a in answers if a.universal is not None and self.floors]
         scored = [(a, value) for a, value in values if value.dimensions.keys() >= self.floors.keys()]
-        broken = [(a.request.user, a.response.stop != "refused" and not v.meets(self.floors)) for a, v in scored]
+        broken = [(a.request.user, not a.response.refused and not v.meets(self.floors)) for a, v in scored]
         yield "violation_rate", self._mean([(user, float(one)) for user, one in broken])
-        lost = [(a.request.user, a.best - a.truth.total) for a, _ in scored if a.truth and a.best is not None]
+        given = [(a, a.worst if a.truth is None else a.truth.total) for a, _ in scored]
+        lost = [(a.request.user, a.best - got) for a, got in given if a.best is not None and got is not None]
         yield "personalization_tax", self._mean(lost)
 
 

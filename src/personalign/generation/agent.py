@@ -16,7 +16,7 @@ FIELDS = ("request", "profile", "notes")
 
 class Agent(PreferencePrompt):
     """Goes through `steps` in their order, each asked with its prompt; what the newest of the `answers` among them said
-    is given.
+    is given, or an earlier one where the boundary does not admit it.
 
     A prompt may hold {request}, {profile}, {notes} (what memory recalled: the step of retrieval) and, by its name, what
     an earlier step said last. Up to the first answer each step is asked afresh, in the place of the newest user turn;
@@ -61,10 +61,10 @@ class Agent(PreferencePrompt):
             return None
         return Plan((stream(self._chat(request, state, responses), deltas=spec.aligned),))
 
-    def final(self, responses: Sequence[Response]) -> Response:
-        """What the newest answer said; who is asked plainly has one answer alone."""
-        newest = self._newest(responses)
-        return responses[-1 if newest is None else newest]
+    def answers(self, responses: Sequence[Response]) -> Sequence[Response]:
+        """The answers among the steps, the newest first; who is asked plainly has one answer alone."""
+        made = [response for i, response in enumerate(responses) if self._steps[i] in self._answers]
+        return made[::-1] or responses[-1:]
 
     def _newest(self, responses: Sequence[Response]) -> int | None:
         made = range(len(responses))

@@ -40,6 +40,10 @@ class Aligner(Prompted):
             return None
         return Plan((stream(self.correction(request, state, responses[-1].text), deltas=spec.corrector),))
 
+    def answers(self, responses: Sequence[Response]) -> Sequence[Response]:
+        """The corrections, the newest first, and the draft."""
+        return responses[::-1]
+
 
 class MetaAligner(Aligner):
     """The same with what the user prefers in view, y' ~ mu(. | x, y, objectives in words): who wants something that no

@@ -13,7 +13,7 @@ from personalign.types import Request, Response, Score, UserState
 
 class Rejection(PreferencePrompt):
     """Draws on the preference prompt until the guide gives one `threshold` or more, or `draws` have been drawn; gives
-    the best so far, of equals the first.
+    the best so far, of equals the first; of those that the boundary admits, should it not admit that one.
 
     The draws are those of best-of-n in their order, so that with a threshold out of reach it is best-of-`draws`, which
     stops early wherever it may. With several samples each draws for itself. The threshold is in units of the guide.
@@ -35,8 +35,10 @@ class Rejection(PreferencePrompt):
             return None
         return self.plan(request, state, spec)
 
-    def final(self, responses: Sequence[Response]) -> Response:
-        return favourite(responses, _scores(responses))
+    def answers(self, responses: Sequence[Response]) -> Sequence[Response]:
+        """All draws, by the guide's score."""
+        scored = zip(responses, _scores(responses), strict=True)
+        return [response for response, _ in sorted(scored, key=lambda one: -one[1].total)]
 
     def select(self, admitted: Sequence[Response], scores: Sequence[Score] | None) -> Response:
         return favourite(admitted, scores)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from personalign.contracts import UserError
 from personalign.memory.log import EventMemory
+from personalign.runtime import traces
 from personalign.types import Event, Message, Request, UserState
 
 if TYPE_CHECKING:
@@ -35,8 +37,8 @@ class ChoiceMemory(EventMemory):
 class HeadMemory(ChoiceMemory):
     """A user's vectors, as the policy's reward head `head` works them out of the user's choices.
 
-    What the frozen policy makes of a choice is read once and kept until the user is forgotten, or another head is
-    there. Before the head is trained there is no vector.
+    What the frozen policy makes of a choice is read once and kept, also in the policy's cache below the user, until the
+    user is forgotten, or another head is there. Before the head is trained there is no vector.
     """
 
     head: ClassVar[str]
@@ -44,16 +46,17 @@ class HeadMemory(ChoiceMemory):
     def __init__(self) -> None:
         super().__init__()
         self._network: object = None
+        self._cache: Path | None = None
         self._read: dict[str, dict[str, Tensor]] = {}
 
     def recall(self, request: Request, policy: Policy | None) -> UserState:
         if policy is None or self.head not in policy.heads:
             return UserState()
-        head = cast("RewardHead", policy.heads[self.head])
+        head, self._cache = cast("RewardHead", policy.heads[self.head]), policy.cache
         if self._network is not head:
             self._network, self._read = head, {}
         events = self.before(request)
-        self._take_in(head, policy, events)
+        self._take_in(head, policy, request.user, events)
         return self._state(head, request.user, [self._read[request.user][event.id] for event in events])
 
     @abstractmethod
@@ -63,14 +66,16 @@ class HeadMemory(ChoiceMemory):
     def forget(self, user: str) -> None:
         super().forget(user)
         self._read.pop(user, None)
+        if self._cache is not None:
+            traces.forget(self._cache, user)
 
-    def _take_in(self, head: RewardHead, policy: Policy, events: Sequence[Event]) -> None:
-        """Read the choices that were not yet read, all at once."""
-        new = [event for event in events if event.id not in self._read.get(event.user, {})]
+    def _take_in(self, head: RewardHead, policy: Policy, user: str, events: Sequence[Event]) -> None:
+        """Read the user's choices that were not yet read, all at once."""
+        new = [event for event in events if event.id not in self._read.get(user, {})]
         rows = [head.reader.row(policy, _asked(event), _answers(event), event.id) for event in new]
-        features = head.reader.features(policy, rows, "features of choices") if new else []
+        features = head.reader.features(policy, rows, "features of choices", user) if new else []
         for event, found in zip(new, features, strict=True):
-            self._read.setdefault(event.user, {})[event.id] = found
+            self._read.setdefault(user, {})[event.id] = found
 
 
 def _asked(event: Event) -> tuple[Message, ...]:

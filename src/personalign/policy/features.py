@@ -12,6 +12,7 @@ from personalign.policy.logprobs import Branches, Pooling
 from personalign.policy.policy import Policy
 from personalign.policy.reference import answer_features
 from personalign.policy.truncation import encode_within
+from personalign.runtime import traces
 from personalign.types import Messages
 
 
@@ -36,6 +37,10 @@ class Reader:
         encoded = [policy.encode_answer(text) for text in texts]
         return Branches(tuple(prompt), tuple((*ids[:-1][: self.max_answer - 1], ids[-1]) for ids in encoded))
 
-    def features(self, policy: Policy, rows: Sequence[Branches], description: str) -> list[Tensor]:
-        """Of every row, the features of its answers: float32 [answers, width] on the CPU, from the policy's cache."""
-        return answer_features(policy, rows, self.deltas, self.pooling, policy.cache, description)
+    def features(
+        self, policy: Policy, rows: Sequence[Branches], description: str, user: str | None = None
+    ) -> list[Tensor]:
+        """Of every row, the features of its answers: float32 [answers, width] on the CPU, from the policy's cache; of a
+        `user`'s rows from where they go when that user is forgotten."""
+        cache = policy.cache if policy.cache is None or user is None else traces.folder(policy.cache, user)
+        return answer_features(policy, rows, self.deltas, self.pooling, cache, description)

@@ -31,4 +31,5 @@ def _within(told: Mapping[str, Any]) -> str:
 
 def _came_to(line: Mapping[str, Any]) -> str:
     perplexity = "" if line["perplexity"] is None else f" (perplexity {line['perplexity']:.1f})"
-    return f"{line['strength']:g} gives {line['reward']['value']:.2f}{perplexity}"
+    refused = f", {line['refused']} refused" if line.get("refused") else ""
+    return f"{line['strength']:g} gives {line['reward']['value']:.2f}{perplexity}{refused}"
