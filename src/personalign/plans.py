@@ -61,7 +61,7 @@ class Stream:
     `deltas` names the adapters and steering vectors that are added to the base, with coefficients; () is the base.
     `head` names a map of the last hidden state that is applied before the vocabulary (PAD's value head), or is a
     `Value`, which stands in the vocabulary's place. `merge` says how several adapters act as one: by
-    sum_k c_k B_k A_k, or by their factors' sums, (sum_k c_k B_k) (sum_k c_k A_k).
+    sum_k c_k B_k A_k, or by their factors' means, c (sum_k s_k B_k) (sum_k s_k A_k), c = sum_k |c_k| and s_k = c_k / c.
     """
 
     prompt: tuple[Segment, ...]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import reference as brute
 import torch
+import vocabularies
 from torch import Tensor, nn
 
 from personalign.plans import Rater
@@ -33,13 +35,10 @@ class Known(SoftHead):
         return self.vectors.expand(len(asked), -1, -1)
 
 
-@pytest.fixture(scope="module")
-def furnished(tmp_path_factory: pytest.TempPathFactory) -> Policy:
-    """A tiny policy: a feature a dimension, `dpo` for all and `mine` for ada alone, all of them strong and random; a
-    value head, one that makes soft tokens, three that rate; a steering vector a dimension. Many tokens end an answer.
-    Tests leave it as it is."""
-    model = Tiny(hidden=32, layers=2, heads=4, kv_heads=2, context=1024, seed=0)
-    policy: Policy = model.build(tmp_path_factory.mktemp("cache"), "fp32")
+def furnish(policy: Policy) -> Policy:
+    """Give it a feature a dimension, `dpo` for all and `mine` for ada alone, `mellow` of the kind of `warmth`, all of
+    them strong and random; a value head, one that makes soft tokens, three that rate; a steering vector a dimension.
+    Many tokens end an answer."""
     draw = torch.Generator().manual_seed(5)
     for number, name in enumerate(("dpo", "mine", *DIMENSIONS)):
         targets = (("q_proj", "v_proj", "down_proj"), ("k_proj", "gate_proj"))[number % 2]
@@ -47,6 +46,9 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Policy:
             nn.init.normal_(weights, std=0.15, generator=draw)
     for name in DIMENSIONS:
         nn.init.normal_(policy.add_vector(f"to_{name}", 1).vector, std=0.5, generator=draw)
+    other = torch.Generator().manual_seed(6)
+    for weights in policy.add_adapter("mellow", policy.configs["warmth"]):
+        nn.init.normal_(weights, std=0.15, generator=other)
     policy.heads["value"] = nn.Linear(32, 32, bias=False)
     nn.init.normal_(policy.heads["value"].weight, std=0.2, generator=draw)
     policy.heads["soft_tokens"] = Known(policy.embedding.weight.detach()[[40, 99]])
@@ -73,7 +75,34 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Policy:
     return policy
 
 
+def bare(cache: Path, seed: int) -> Policy:
+    model = Tiny(hidden=32, layers=2, heads=4, kv_heads=2, context=1024, seed=seed)
+    policy: Policy = model.build(cache, "fp32")
+    return policy
+
+
+@pytest.fixture(scope="module")
+def furnished(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    """A tiny policy with everything (see `furnish`). Tests leave it as it is."""
+    return furnish(bare(tmp_path_factory.mktemp("cache"), 0))
+
+
 @pytest.fixture(scope="module")
 def twin(furnished: Policy) -> Policy:
     """The same in float64, for the uncached loop."""
     return brute.exact(furnished)
+
+
+@pytest.fixture(scope="module")
+def hosting(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    """The same beside a further model, `guide`, that has as much, and the same tokens under other ids."""
+    cache = tmp_path_factory.mktemp("cache")
+    policy = bare(cache, 0)
+    policy.add_guest("guide", furnish(vocabularies.permuted(bare(cache, 1), seed=2)))
+    return furnish(policy)
+
+
+@pytest.fixture(scope="module")
+def host_twin(hosting: Policy) -> Policy:
+    """That in float64."""
+    return brute.exact(hosting)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from personalign.plans import Chat, Combine, Plan, Soft, Stream, Value
+from personalign.policy import lora
 from personalign.policy.policy import Policy
 
 Row = npt.NDArray[np.float64]
@@ -19,14 +22,36 @@ HALVINGS = 400
 def exact(policy: Policy) -> Policy:
     """The same policy in float64."""
     twin = copy.deepcopy(policy)
-    twin.model.double()
-    twin.heads.double()
+    for one in (twin, *(guest.policy for guest in twin.guests.values())):
+        one.model.double()
+        one.heads.double()
     return twin
 
 
 def log_softmax(scores: Row) -> Row:
     shifted = scores - scores.max()
     return np.asarray(shifted - np.log(np.exp(shifted).sum()))
+
+
+@contextmanager
+def reading(policy: Policy, stream: Stream) -> Iterator[None]:
+    """The policy as a stream reads it. Where factors are merged they are, for so long, in the base's own weights:
+    W + c (alpha / r) (sum_k s_k B_k) (sum_k s_k A_k), with c = sum_k |c_k| and s_k = c_k / c."""
+    size = sum(abs(c) for _, c in stream.deltas)
+    if stream.merge == "products" or not size:
+        with policy.using(stream.deltas):
+            yield
+        return
+    changed = [layer for _, layer in lora.layers(policy.model) if stream.deltas[0][0] in layer.deltas]
+    before = [layer.base.weight.clone() for layer in changed]
+    with torch.no_grad(), policy.using(()):
+        for layer in changed:
+            parts = [(c / size, layer.delta(name)) for name, c in stream.deltas]
+            b, a = sum(s * delta.B for s, delta in parts), sum(s * delta.A for s, delta in parts)
+            layer.base.weight += size * parts[0][1].scale * (b @ a)
+        yield
+        for layer, weight in zip(changed, before, strict=True):
+            layer.base.weight.copy_(weight)
 
 
 def states(policy: Policy, stream: Stream, tokens: list[int]) -> torch.Tensor:
@@ -37,12 +62,17 @@ def states(policy: Policy, stream: Stream, tokens: list[int]) -> torch.Tensor:
             ids += policy.encode(part.messages)
         else:
             ids += policy.soft_ids(part) if isinstance(part, Soft) else part.ids
-    with policy.using(stream.deltas), torch.no_grad():
+    with reading(policy, stream), torch.no_grad():
         return policy.hidden(**policy.inputs(torch.tensor([ids + tokens])))[0]
 
 
 def logprobs(policy: Policy, stream: Stream, tokens: list[int]) -> Row:
-    """log p(. | prompt, tokens) of one stream [vocabulary]."""
+    """log p(. | prompt, tokens) of one stream [vocabulary]; a further model has the same tokens under other ids."""
+    if stream.model is not None:
+        guest = policy.guests[stream.model].policy
+        names = policy.tokenizer.convert_ids_to_tokens(range(policy.embedding.num_embeddings))
+        own = guest.tokenizer.convert_tokens_to_ids(names)
+        return logprobs(guest, replace(stream, model=None), [own[token] for token in tokens])[own]
     assert not isinstance(stream.head, Value)
     hidden = states(policy, stream, tokens)[-1]
     with torch.no_grad():
@@ -83,6 +113,17 @@ def divergent(combine: Combine, reference: Row, others: list[tuple[float, Row]])
         middle = (low + high) / 2
         low, high = (middle, high) if policy(np.exp(middle)).sum() > 1 else (low, middle)
     return np.asarray(np.log(policy(np.exp(low))))
+
+
+def amulet(context: Row, plain: Row, rounds: int, alpha: float, lambda_: float, eta: float) -> Row:
+    """Its game: follow the regularised leader over the whole vocabulary, with each round's policy normalised."""
+    start = policy = log_softmax(context)
+    utilities = []
+    for t in range(1, rounds + 1):
+        utilities.append(alpha * (policy - log_softmax(plain)))
+        leader = np.mean(utilities, axis=0) + lambda_ * start + policy / (eta * t)
+        policy = log_softmax(leader / (lambda_ + 1 / (eta * t)))
+    return policy
 
 
 def summed(plan: Plan, each: list[Row]) -> Row:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 import pytest
+import reference as brute
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +22,6 @@ from personalign.types import Message, Request, UserState
 PROMPT = {"template": "Wish: {profile}", "placement": "user"}
 TEXTS = ("Hi", "Tell me about the sea.", "Why is this prompt so much longer than those before it?")
 POEMS = UserState(profile="poems")
-Row = npt.NDArray[np.float64]
 
 
 def steered(strength: float) -> ContextSteering:
@@ -61,28 +60,13 @@ def test_amulet_is_cos_of_its_strength(make, ask, state, spec):
 # --- Amulet's strength -----------------------------------------------------------------------------
 
 
-def log_softmax(z: Row) -> Row:
-    return np.asarray(z - z.max() - np.log(np.exp(z - z.max()).sum()))
-
-
-def game(context: Row, plain: Row, rounds: int, alpha: float, lambda_: float, eta: float) -> Row:
-    """Follow the regularised leader over the whole vocabulary, with each round's policy normalised."""
-    start = policy = log_softmax(context)
-    utilities = []
-    for t in range(1, rounds + 1):
-        utilities.append(alpha * (policy - log_softmax(plain)))
-        leader = np.mean(utilities, axis=0) + lambda_ * start + policy / (eta * t)
-        policy = log_softmax(leader / (lambda_ + 1 / (eta * t)))
-    return policy
-
-
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.floats(0, 2), st.floats(0.5, 4), st.floats(0.1, 20))
 def test_the_closed_form_is_the_game(seed: int, rounds: int, alpha: float, lambda_: float, eta: float):
     context, plain = np.random.default_rng(seed).normal(size=(2, 50))
     strength = amulet_strength(rounds, min(alpha, lambda_), lambda_, eta)
-    closed = log_softmax((1 + strength) * log_softmax(context) - strength * log_softmax(plain))
-    played = game(context, plain, rounds, min(alpha, lambda_), lambda_, eta)
+    closed = brute.log_softmax((1 + strength) * brute.log_softmax(context) - strength * brute.log_softmax(plain))
+    played = brute.amulet(context, plain, rounds, min(alpha, lambda_), lambda_, eta)
     assert np.abs(closed - played).max() < 1e-12 * max(1.0, np.abs(played).max())
 
 

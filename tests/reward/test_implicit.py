@@ -8,7 +8,7 @@ import torch
 from personalign.plans import Chat, Plan, Stream
 from personalign.policy.lora import LoRAConfig, parameters
 from personalign.policy.policy import Policy
-from personalign.reward.implicit import Implicit
+from personalign.reward.implicit import Implicit, ImplicitPrompt
 from personalign.types import Message, Request, UserState
 
 REQUEST = Request(id="r", user="u", messages=(Message("user", "How are you?"),))
@@ -72,3 +72,30 @@ def test_a_stream_with_a_head_is_read_through_it(tiny: Policy) -> None:
         sharper = reward.score(REQUEST, UserState(), TEXTS)
     assert [s.total for s in same] == pytest.approx([0.0, 0.0], abs=1e-4)
     assert all(abs(s.total) > 0.1 for s in sharper)
+
+
+def test_of_the_prompt_alone_it_is_the_log_ratio_of_one_policy(adapted: Policy) -> None:
+    """Trained or not; without training it is the other one, and without another prompt nothing."""
+    plain, shown = (
+        (Chat(REQUEST.messages),),
+        (Chat((Message("user", "Who?"), Message("assistant", "I."), *REQUEST.messages)),),
+    )
+    found = {}
+    for kind in (Implicit, ImplicitPrompt):
+        for deltas in ((), (("one", 1.0),)):
+            for prompt in (plain, shown):
+                reward, plan = kind(beta=0.5), Plan((Stream(prompt, 1.0, deltas),))
+                reward.bind(adapted, lambda request, plan=plan: plan)  # type: ignore[misc]
+                found[kind, deltas, prompt] = [score.total for score in reward.score(REQUEST, UserState(), TEXTS)]
+    for deltas in ((), (("one", 1.0),)):
+        likelier = [
+            naive(adapted, Stream(shown, 1.0, deltas), t) - naive(adapted, Stream(plain, 1.0, deltas), t) for t in TEXTS
+        ]
+        assert found[ImplicitPrompt, deltas, shown] == pytest.approx([0.5 * ratio for ratio in likelier], abs=1e-3)
+        assert found[ImplicitPrompt, deltas, plain] == [0.0, 0.0]
+    assert found[ImplicitPrompt, (), shown] == pytest.approx(found[Implicit, (), shown], abs=1e-4)
+    trained = (("one", 1.0),)
+    assert all(
+        abs(a - b) > 0.1
+        for a, b in zip(found[ImplicitPrompt, trained, shown], found[Implicit, trained, shown], strict=True)
+    )

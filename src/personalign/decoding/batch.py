@@ -167,16 +167,19 @@ class Batch:
         """hidden [rows, width] -> the next token of every answer [seated]."""
         for head, rows in self.heads.items():
             hidden[rows] = self.policy.heads[head](hidden[rows])
+        self.odd = torch.zeros(len(self.seated), device=hidden.device)
         scores, candidates = self._scores(hidden)
         states = None
         if candidates is not None and self.plan.valued and self._speaking():
             mask = layout.leaf_mask(self.mask, self.cache.get_seq_length(), candidates.shape[1], hidden)
             states = self._feed(candidates, mask)
             scores.index_add_(0, self.owner, self.leaves.rated(self.policy, states))
+        if candidates is not None:
+            self._heed(scores)
         index = choose(scores, self.plan.sampling, [answer.generator for answer in self.seated])
         if self.plan.valued:
             self._keep(states, index[self.owner])
-        logprobs = scores.log_softmax(dim=-1).gather(1, index[:, None])[:, 0]
+        logprobs = scores.log_softmax(dim=-1).gather(1, index[:, None])[:, 0] + self.odd
         self.chosen_logprobs: list[float] = logprobs.tolist()
         return index if candidates is None else candidates.gather(1, index[:, None])[:, 0]
 
@@ -195,7 +198,7 @@ class Batch:
         rule, speaking = self.plan.candidates, self._speaking()
         if speaking and rule.rule == "all" and self.plan.combine == "log_linear" and self.plan.echo == 0.0:
             return self._summed(hidden), None
-        read = self.policy.logits(hidden[self.reads])
+        read = self._heed(self.policy.logits(hidden[self.reads]))
         if speaking and self.plan.combine != "log_linear":
             return self._divergent(hidden, read)
         echoed = speaking and self.plan.echo != 0.0
@@ -224,7 +227,15 @@ class Batch:
         """
         weighted = hidden * self.weights[:, None]  # float32 at least
         states = weighted.new_zeros(len(self.seated), hidden.shape[-1]).index_add_(0, self.owner, weighted)
-        return self.policy.logits(states.to(hidden.dtype), self.shares)
+        return self._heed(self.policy.logits(states.to(hidden.dtype), self.shares))
+
+    def _heed(self, scores: Tensor, owner: Tensor | None = None) -> Tensor:
+        """The same scores [rows, tokens], of all answers in turn or of each row's `owner`; one that is -inf or no
+        number, of whatever token, makes its answer's `odd` no number. Infinity becomes one without help."""
+        least = scores.amin(dim=-1)
+        odd = (least - least).to(self.odd.dtype)
+        self.odd = self.odd + odd if owner is None else self.odd.index_add(0, owner, odd)
+        return scores
 
     def _echoed(self, scores: Tensor, read: Tensor) -> Tensor:
         """Scores [seated, vocabulary] and what moved those of the step before, `echo` times; each answer keeps for the
@@ -253,6 +264,7 @@ class Batch:
             guided = self.policy.logits(states)
         else:
             guided = self.policy.logits_at(states, candidates[self.guided])
+        self._heed(guided, self.guided)
         return optimum(self.plan.combine, read, guided, self.guided, self.strengths[:, 0]), candidates
 
     def _guided(self, hidden: Tensor, candidates: Tensor) -> Tensor:
@@ -262,7 +274,7 @@ class Batch:
     def _note(self, tokens: Tensor) -> list[Answer]:
         """Write the chosen tokens down; the answers that they ended are no longer alive, and returned.
 
-        Raises UserError, with what is to blame, where a score is not a number.
+        Raises UserError, with what is to blame, where a score was not a number, be it that of another token.
         """
         before = self.alive
         for answer, token, logprob in zip(self.seated, tokens.tolist(), self.chosen_logprobs, strict=True):

@@ -12,7 +12,9 @@ class CoPe(Generation):
     """score(t) = log p_user(t) - alpha log p_shared(t) on the tokens with p_user(t) >= plausible max p_user (CoPe).
 
     p_user is the policy with the user's own adapter, p_shared the same without it: what the stages before made of the
-    base for everybody. A user without an adapter of their own gets the shared policy's answer.
+    base for everybody. The released code adds 1e-8 to both probabilities, which keeps a token that p_shared hardly
+    knows from gaining more than 18.4 alpha; here nothing is added. A user without an adapter of their own gets the
+    shared policy's answer.
     """
 
     needs = ("policy.own",)

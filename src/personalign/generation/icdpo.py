@@ -12,9 +12,10 @@ from personalign.types import Response, Score
 class ICDPO(InContext):
     """argmax over the admitted samples of log pi(y | demonstrations, x) - log pi(y | x), of equals the first.
 
-    The demonstrations are the recalled choices, as `InContext` shows them. The score is what reward=implicit makes of
-    an answer, whatever its beta; another guide may be chosen in its place. A user without choices is asked plainly:
-    without training all samples then score 0, and the first is given.
+    The demonstrations are the recalled choices, as `InContext` shows them. The score is what reward=implicit_prompt
+    makes of an answer, whatever its beta, and without training reward=implicit, which always compares with the
+    untouched base; another guide may be chosen in its place. A user without choices is asked plainly: all samples then
+    score 0 by the former, and the first is given.
     """
 
     needs = ("state.snippets", "reward.guide")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from personalign.contracts import PositiveFloat, Reward
@@ -48,21 +49,40 @@ class Implicit(Reward):
         if self._policy is None or self._plan is None:
             raise RuntimeError("the implicit reward reads a policy: call bind first")
         texts = [(request, text) for request, _, some in asked for text in some]
-        theirs = [self._reading(request, text, base(request)) for request, text in texts]
         ours = [self._reading(request, text, self._plan(request)) for request, text in texts]
+        theirs = [
+            self._reading(request, text, self.reference(request, reading.plan))
+            for (request, text), reading in zip(texts, ours, strict=True)
+        ]
         if [one.plan.streams for one in ours] == [one.plan.streams for one in theirs]:
             return [[Score(0.0) for _ in some] for _, _, some in asked]
-        # The base apart: what it thinks of an answer is the same for every composition, and is kept for them.
-        against = score_readings(self._policy, theirs, "implicit reward, base", self._policy.cache)
+        # Apart: what the base thinks of an answer is the same for every composition, and is kept for them.
+        against = score_readings(self._policy, theirs, "implicit reward, reference", self._policy.cache)
         values = score_readings(self._policy, ours, "implicit reward")
         ratios = (self.beta * (value - other) for value, other in zip(values, against, strict=True))
         return [[Score(next(ratios)) for _ in some] for _, _, some in asked]
+
+    def reference(self, request: Request, plan: Plan) -> Plan:
+        """What the plan is compared with: the untouched base on the plain prompt."""
+        return Plan((Stream((Chat(request.messages),)),))
 
     def _reading(self, request: Request, text: str, plan: Plan) -> Reading:
         assert self._policy is not None
         return Reading(request.id, plan.simplified(), tuple(self._policy.encode_answer(text)[:-1]))
 
 
-def base(request: Request) -> Plan:
-    """The untouched base on the plain prompt."""
-    return Plan((Stream((Chat(request.messages),)),))
+class ImplicitPrompt(Implicit):
+    """beta (log pi(y | x, user) - log pi(y | x)): what the prompt alone makes of the plan's own, trained policy; each
+    stream is compared with itself on the plain prompt (ICDPO, arXiv 2402.09320).
+
+    Without training, and of one stream, it is `Implicit`. Where the plain prompt is the plan's it is 0.
+    """
+
+    needs = ("model.weights", "plan")
+    provides = ()
+    paper = "arXiv 2402.09320 (ICDPO)"
+    node = "personalized rewarding / parameter"
+
+    def reference(self, request: Request, plan: Plan) -> Plan:
+        plain = (Chat(request.messages),)
+        return replace(plan, streams=tuple(replace(stream, prompt=plain) for stream in plan.streams))
