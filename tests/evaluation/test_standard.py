@@ -108,7 +108,7 @@ def test_violations_and_what_universal_values_cost_by_hand() -> None:
     assert found["personalization_tax"].value == pytest.approx(((3.0 + 0.0) / 2 + 0.5) / 2)
     assert found["violation_rate"].better == found["personalization_tax"].better == "lower"
     said = STANDARD.measure([valued(ANSWERS[2], -9.0)], [], [])
-    assert said["violation_rate"].value == 1.0 and "personalization_tax" not in said, "there was one sample"
+    assert said["violation_rate"].value == 1.0 and said["personalization_tax"].value == 0.0, "there was one sample"
 
 
 def test_rewards_are_of_the_answered_requests_and_refusals_stand_beside_them() -> None:

@@ -65,8 +65,8 @@ class Standard(Evaluation):
     personalization_tax the truth's total that was given up: that of the best of all samples less that of the answer,
                         and for a refusal less that of the worst sample
 
-    The last two are measured where all floors' values are scored, the tax where there was more than one sample. It
-    holds what the guide errs too: the boundary's own price is the difference from the same row without it.
+    The last two are measured where all floors' values are scored. The tax of a single sample is 0; of more it holds
+    what the guide errs too: the boundary's own price is the difference from the same row without it.
 
     A refusal has no reward, since nobody can say what it is worth to the user beside an answer: every figure of rewards
     is of the answered requests, to be read beside refusal_rate. In the tax it is never cheaper than an answer that was
@@ -191,7 +191,7 @@ class Standard(Evaluation):
         broken = [(a.request.user, not a.response.refused and not v.meets(self.floors)) for a, v in scored]
         yield "violation_rate", self._mean([(user, float(one)) for user, one in broken])
         given = [(a, a.worst if a.truth is None else a.truth.total) for a, _ in scored]
-        lost = [(a.request.user, a.best - got) for a, got in given if a.best is not None and got is not None]
+        lost = [(a.request.user, 0.0 if a.best is None else a.best - got) for a, got in given if got is not None]
         yield "personalization_tax", self._mean(lost)
 
 
