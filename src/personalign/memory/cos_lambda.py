@@ -139,4 +139,5 @@ class CosLambda(EventMemory):
         return list(itertools.product(self._grid, repeat=contexts))
 
     def _size(self, read: Read) -> int:
-        return len(self._grid) ** len(read[1])
+        points: int = len(self._grid) ** len(read[1])
+        return points
