@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,6 +52,23 @@ def alive(pid: int) -> bool:
         return False
 
 
+started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nobody_left() -> Iterator[None]:
+    """Whatever a test that failed has left goes with it: ranks end with their parent."""
+    yield
+    while started:
+        started.pop().kill()
+
+
+def hearing() -> None:
+    """Signals as at a terminal: those behind nohup, or of a job in the background, are ignored by what they start."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def begin(folder: Path, **environment: str) -> tuple[subprocess.Popen[str], list[int]]:
     """The parent, in a session of its own as at a terminal, and its three ranks."""
     (folder / "idle.py").write_text(IDLE)
@@ -63,8 +79,9 @@ def begin(folder: Path, **environment: str) -> tuple[subprocess.Popen[str], list
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=hearing,
     )
+    started.append(parent)
     places = [folder / "run" / str(rank) for rank in range(3)]
     until(lambda: all(place.is_file() and place.read_text() for place in places))
     return parent, [int(place.read_text()) for place in places]
