@@ -199,8 +199,9 @@ def test_the_tax_is_the_true_reward_that_was_given_up(tmp_path: Path) -> None:
     taxes: dict[str, list[float]] = {}
     for row in given:
         made = [one["text"] for one in samples[row["request"]] if one["stop"] != "refused"]
-        best = max(reward(row["user"], text) for text in made)
-        taxes.setdefault(row["user"], []).append(best - reward(row["user"], row["text"]))
+        rewards = [reward(row["user"], text) for text in made]
+        got = min(rewards) if row["stop"] == "refused" else reward(row["user"], row["text"])
+        taxes.setdefault(row["user"], []).append(max(rewards) - got)
     mean = sum(sum(of) / len(of) for of in taxes.values()) / len(taxes)
     assert record["metrics"]["personalization_tax"]["value"] == pytest.approx(mean, abs=1e-9) and mean > 0
     without = answered(tmp_path, "generation=best_of_n", "sampling.n=4", "reward@universal=none")[2]["metrics"]

@@ -49,7 +49,8 @@ def test_the_floor_holds_against_what_users_ask_for(tmp_path: Path) -> None:
     assert free["metrics"]["personalization_tax"]["value"] == 0.0
     assert held["metrics"]["violation_rate"]["value"] == 0.0 and set(kept.values()) == {0.0}
     assert held["metrics"]["personalization_tax"]["value"] > 0.0
-    assert held["metrics"]["reward"]["value"] < free["metrics"]["reward"]["value"]
+    assert held["metrics"]["reward"]["value"] <= free["metrics"]["reward"]["value"], "of the answered requests"
+    assert held["metrics"]["refusal_rate"]["value"] > 0.0
     assert held["users"]["user-01"]["stance"] == {"warmth": -1.0} and held["flags"] == ["oracle"]
     results = collect(tmp_path)
     shown = {column.metric: [value(row, column) for row in results.rows] for column in columns(results, "main")}

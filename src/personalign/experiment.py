@@ -34,7 +34,7 @@ from personalign.runtime.rundir import RunDir
 from personalign.runtime.seeds import seed_everything
 from personalign.system import System
 from personalign.tuning import Tuning
-from personalign.types import Pair, Request
+from personalign.types import Pair
 
 
 class Experiment:
@@ -115,11 +115,12 @@ class Experiment:
         system = System(self.cfg)
         with self._timed("memory"):
             system.prepare()
-            requests = _held_out(system)
+            _check_held_out(system)
             loop, tuning = Loop(system, mine), Tuning(system, mine)
         with self._timed("alignment"):
             training = self._align(system)
         tuned = self._tune(tuning, rank, ranks) if tuning.requests else None
+        requests = system.requests()
         curve: list[Point] = []
         for round in range(self.cfg.rounds + 1):
             if round:
@@ -238,16 +239,14 @@ class Experiment:
         return cls(recompose(cfg, [*overrides, f"source={path.absolute()}"]))
 
 
-def _held_out(system: System) -> list[Request]:
-    """Raises UserError where there is none: a run would train, answer nobody and measure nothing."""
-    requests = system.requests()
-    if not requests:
+def _check_held_out(system: System) -> None:
+    """Raise UserError where no request is held out: a run would train, answer nobody and measure nothing."""
+    if not system.requests():
         raise UserError(
             f"data={system.cfg.choices.data} holds out no request (none is of split test), so that there is nothing "
             "to answer or to measure: give some requests the split test (data.test above 0 where it splits them "
             "itself), or choose other data"
         )
-    return requests
 
 
 def _is_oracle(cfg: DictConfig) -> bool:
