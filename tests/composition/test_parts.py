@@ -15,8 +15,9 @@ from typing import Any, Unpack, get_args, get_origin, get_type_hints
 import pytest
 
 from personalign.composition import home
-from personalign.composition.compose import compose
+from personalign.composition.compose import assemble, compose
 from personalign.composition.composer import Composer
+from personalign.composition.layers import chosen, from_file, from_overrides
 from personalign.composition.parts import PartView, catalogue, groups, head, load
 from personalign.composition.schema import OVERLAYS, check, slots
 from personalign.composition.validate import IllegalComposition
@@ -159,11 +160,14 @@ def test_every_choice_composes_and_all_is_checked_in_seconds() -> None:
 
 
 def test_what_ships_in_experiments_and_sweeps_composes() -> None:
+    """As `validate --all` composes it, each choice by Hydra once."""
     from personalign.composition.sweeps import read
 
     start, composed = time.process_time(), Composer()
     for path in home.shelf("experiments").values():
-        compose([], path)
+        layers = [from_file(path), from_overrides([])]
+        composed.expect([chosen(layers)])
+        assert assemble(layers[:1], layers[1], composed)
     for path in home.shelf("sweeps").values():
         assert read(path, (), composed).cells
     assert time.process_time() - start < 25
