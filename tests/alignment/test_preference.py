@@ -39,7 +39,8 @@ def learned(objective: Preference, batches: list[dict[str, list[int]]]) -> tuple
     ]
 
 
-def test_opposed_pairs_are_one_row(objective: Preference, monkeypatch: pytest.MonkeyPatch) -> None:
+def rows_fed(objective: Preference, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each forward has, as they come."""
     fed: list[int] = []
     hidden = objective.policy.hidden
 
@@ -48,6 +49,11 @@ def test_opposed_pairs_are_one_row(objective: Preference, monkeypatch: pytest.Mo
         return hidden(**inputs)
 
     monkeypatch.setattr(objective.policy, "hidden", counted)
+    return fed
+
+
+def test_opposed_pairs_are_one_row(objective: Preference, monkeypatch: pytest.MonkeyPatch) -> None:
+    fed = rows_fed(objective, monkeypatch)
     together, gradients = learned(objective, [{"one": [0, 1, 2, 3, 4]}])
     assert fed == [2]
     alone, wanted = learned(objective, [{"one": [i]} for i in range(5)])
@@ -60,9 +66,7 @@ def test_opposed_pairs_are_one_row(objective: Preference, monkeypatch: pytest.Mo
 def test_other_prompts_and_other_adapters_are_rows_of_their_own(
     objective: Preference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fed: list[int] = []
-    hidden = objective.policy.hidden
-    monkeypatch.setattr(objective.policy, "hidden", lambda **k: (fed.append(len(k["input_ids"])), hidden(**k))[1])
+    fed = rows_fed(objective, monkeypatch)
     together, gradients = learned(objective, [{"one": [0, 1], "two": [0, 1]}])
     assert fed == [3]  # the same answers behind the same prompt are read by two adapters
     first, left = learned(objective, [{"one": [0]}, {"one": [1]}])

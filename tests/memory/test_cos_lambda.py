@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import reference as brute
+from keeping import read_once_and_forgotten
 from omegaconf import OmegaConf
 
 from personalign.composition.build import build
@@ -22,7 +23,6 @@ from personalign.memory.cos_lambda import CosLambda
 from personalign.memory.steered import steered_logprobs
 from personalign.plans import PolicySpec, Sampling, Stream, Tokens
 from personalign.policy.policy import Policy
-from personalign.runtime import traces
 from personalign.types import Event, Message, Request, Snippet, UserState
 
 GRID = [-1.0, 0.0, 1.0, 2.0, 3.0]
@@ -117,19 +117,8 @@ def sharp(policy: Policy) -> None:
 def test_what_was_read_is_kept_and_goes_with_the_user(
     tiny: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = filled(memory(tmp_path))
-    state = first.recall(ASKED, tiny)
-    files = sorted(traces.folder(tmp_path, "ada").rglob("*.json"))
-    assert len(files) == 2
-    with monkeypatch.context() as patch:
-        patch.setattr("personalign.memory.steered.steered_logprobs", lambda *_: pytest.fail("read again"))
-        assert first.recall(ASKED, tiny) == state and filled(memory(tmp_path)).recall(ASKED, tiny) == state
-    files[0].write_text("[1.0, 2")
-    files[1].write_text("[1.0]")
-    again = filled(memory(tmp_path))
-    assert again.recall(ASKED, tiny) == state, "damaged files are made again"
-    again.forget("ada")
-    assert not traces.folder(tmp_path, "ada").exists() and again.recall(ASKED, tiny) == UserState()
+    read = "personalign.memory.steered.steered_logprobs"
+    read_once_and_forgotten(lambda: filled(memory(tmp_path)), ASKED, tiny, tmp_path, read, 2, monkeypatch)
 
 
 def test_only_what_came_before_counts_and_nothing_of_others(tiny: Policy, tmp_path: Path) -> None:

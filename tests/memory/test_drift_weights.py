@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import reference as brute
 import vocabularies
+from keeping import read_once_and_forgotten
 from omegaconf import OmegaConf
 
 from personalign.composition.build import build
@@ -20,7 +21,6 @@ from personalign.memory.drift_weights import DriftWeights
 from personalign.memory.margins import margins
 from personalign.plans import Chat, Stream
 from personalign.policy.policy import Policy
-from personalign.runtime import traces
 from personalign.runtime.prompts import in_system
 from personalign.types import Event, Message, Request, UserState
 
@@ -124,19 +124,8 @@ def test_the_model_that_reads_the_prompts_is_asked(tiny: Policy, tmp_path: Path)
 def test_what_was_read_is_kept_and_goes_with_the_user(
     tiny: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = filled(memory(tmp_path))
-    state = first.recall(ASKED, tiny)
-    files = sorted(traces.folder(tmp_path, "ada").rglob("*.json"))
-    assert len(files) == len(HISTORY)
-    with monkeypatch.context() as patch:
-        patch.setattr("personalign.memory.margins.margins", lambda *_: pytest.fail("read again"))
-        assert first.recall(ASKED, tiny) == state and filled(memory(tmp_path)).recall(ASKED, tiny) == state
-    files[0].write_text("[1.0, 2")
-    files[1].write_text("[1.0]")
-    again = filled(memory(tmp_path))
-    assert again.recall(ASKED, tiny) == state, "damaged files are made again"
-    again.forget("ada")
-    assert not traces.folder(tmp_path, "ada").exists() and again.recall(ASKED, tiny) == UserState()
+    read = "personalign.memory.margins.margins"
+    read_once_and_forgotten(lambda: filled(memory(tmp_path)), ASKED, tiny, tmp_path, read, len(HISTORY), monkeypatch)
 
 
 def test_only_what_came_before_counts_and_nothing_of_others(tiny: Policy, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from personalign.contracts import UserError
 from personalign.types import Message
@@ -31,23 +32,26 @@ def context(config: Any) -> int:
 
 def scale(config: Any) -> float:
     """What multiplies the logits behind the head (Granite, Cohere)."""
-    factor, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
-    return float(factor or 1.0) / float(divisor or 1.0)
+    factor, divisor = (getattr(config, key, None) for key in ("logit_scale", "logits_scaling"))
+    told = [value if isinstance(value, (int, float)) and value else 1.0 for value in (factor, divisor)]
+    return told[0] / told[1]
 
 
 def check(policy: Policy) -> None:
     """Raise UserError where the model keeps states, or its logits are not what its head makes of its last states."""
     model, config = policy.model, policy.model.config.get_text_config()
-    states = sorted({*(getattr(config, "layer_types", None) or ())} - KEPT)
-    if states or getattr(model, "_is_stateful", False):
+    kept = sorted({*(getattr(config, "layer_types", None) or ())} - KEPT)
+    if kept or getattr(model, "_is_stateful", False):
         raise UserError(
-            f"{policy.label} has layers that keep a state of what was read ({', '.join(states) or config.model_type}): "
+            f"{policy.label} has layers that keep a state of what was read ({', '.join(kept) or config.model_type}): "
             "only models whose layers all attend to keys can be decoded in batches here (Llama, Qwen, Mistral, ...)"
         )
-    ids = torch.tensor([policy.encode((Message("user", "a"),))[-8:]], device=policy.device)
-    with torch.no_grad():
-        wanted = model(ids).logits.float()
-        found = policy.logits(policy.hidden(input_ids=ids))
+    states: list[Tensor] = []
+    hook = model.get_decoder().register_forward_hook(lambda _, __, out: states.append(out.last_hidden_state))
+    # Nothing here has gradients, but with them switched off the CPU's weights would be packed, before adapters come.
+    wanted = model(torch.tensor([policy.encode((Message("user", "a"),))[-2:]], device=policy.device)).logits.float()
+    hook.remove()
+    found = policy.logits(policy.scaled(states[0]))
     if (found - wanted).abs().max() > ALIKE * wanted.abs().max():
         raise UserError(
             f"{policy.label} ({config.model_type}) changes its logits behind its head in a way that is not known here, "

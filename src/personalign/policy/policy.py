@@ -124,6 +124,10 @@ class Policy:
         Where the model scales its logits, its states are scaled instead.
         """
         states: Tensor = self.model.get_decoder()(**inputs).last_hidden_state
+        return self.scaled(states)
+
+    def scaled(self, states: Tensor) -> Tensor:
+        """The model's last hidden states as the head is to read them."""
         return states if self._scale == 1.0 else states * self._scale
 
     def logits(self, hidden: Tensor, shares: Tensor | None = None) -> Tensor:
